@@ -1,0 +1,519 @@
+"""Tasks and few-shot sets: where rows come from, how they become prompts, which examples a run may see.
+
+A task says where its rows live (the Hugging Face hub, a local folder, or the bundled rated snippets), how a row
+becomes an `Item`, and how an item is worded. `load` gives its training pool and test part as `Example`s: a query X
+that ends where the answer starts, and the response Y that follows it letter by letter.
+"""
+import csv
+import hashlib
+import io
+import json
+import random
+import tarfile
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Callable
+
+import answers
+from fetch import UserError, cached, download
+
+BLANK_LINE = "\n\n"  # between demos, and between the demos and the query
+CHOICE_LABELS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
+REMAP_WORDS = (  # arbitrary names for labels; those of one token are used, so that any tokenizer finds enough
+    "apple river stone cloud table horse paper green music winter garden silver bridge orange window engine forest "
+    "mountain copper kitchen summer tiger purple island bottle castle pencil rocket valley market yellow basket "
+    "candle desert eagle flower guitar hammer jacket lemon mirror needle ocean parrot rabbit saddle turtle violin "
+    "wagon anchor butter carpet dragon feather glass honey iron jungle knight ladder metal north olive piano queen"
+).split()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of a data set before it is worded: the text to judge and its label's number, or the answer's text."""
+    text: str
+    label: int | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query X and its response Y; `label` is the number of the label, None for free text."""
+    query: str
+    response: str
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where the rows are on the Hugging Face hub. `files` are path patterns by split, for the converted branch."""
+    repo: str
+    config: str | None = None
+    train: str = "train"
+    test: str = "test"
+    files: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark: its family, labels (none for free text), rows, prompts and answer parser."""
+    name: str
+    family: str
+    read_row: Callable[[dict], Item | None]
+    labels: tuple = ()
+    hub: Hub | None = None
+    folder: str | None = None          # its name under --data-dir, where it is not the task's own
+    snippets: str | None = None        # its file among the bundled rated snippets
+    prompt: str = "Text:{text}\nLabel:"    # the paper's wording
+    plain_prompt: str | None = None        # a wording that small models follow better
+    label_style: str | None = None         # digits, words or remap, where the task and not the model decides
+    max_tokens: int = 1                    # G: response tokens at most, EOS included
+    parse: Callable[[str], object] = str.strip       # free text -> the answer in it
+    same: Callable[[object, object], bool] = answers.same_text
+
+
+class BadRow(Exception):
+    """What is wrong with one row; the reader adds where it stands."""
+
+
+def field(row, name, kind=str):
+    """The field `name` of a row, checked; `kind` is a type."""
+    value = row.get(name) if isinstance(row, dict) else None
+    if value is None or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        have = f"it has {', '.join(map(str, row))}" if isinstance(row, dict) else "it is no JSON object"
+        raise BadRow(f"the row has no field {name!r} of type {kind.__name__} ({have})")
+    return value
+
+
+# ---- rows of the hub's data sets -> items ---------------------------------------------------------------------
+
+
+def classified(text_field, names, labels, limit=None):
+    """Rows with a text and a numbered label. `names[number]` is the label's name, None for rows to leave out."""
+    def read(row):
+        text, number = " ".join(field(row, text_field).split()), field(row, "label", int)
+        if not 0 <= number < len(names):
+            raise BadRow(f"the label {number} is unknown (known: 0 to {len(names) - 1})")
+        if limit and len(text) > limit:
+            text = text[:limit + 1].rpartition(" ")[0] or text[:limit]
+        return None if names[number] is None else Item(text, labels.index(names[number]))
+    return read
+
+
+def true_or_false(row):
+    return Item(field(row, "question").strip(), int(field(row, "answer", bool)))
+
+
+def with_options(question, options, label):
+    lines = [f"[{number}]{option}" for number, option in enumerate(options)]
+    return Item("\n".join([f"{question.strip()}", "Choices:", *lines]), label)
+
+
+def lettered(count):
+    """Multiple choice with `choices: {text, label}` and `answerKey`; rows with another number of options are left out."""
+    def read(row):
+        choices, key = field(row, "choices", dict), field(row, "answerKey")
+        options, letters = field(choices, "text", list), field(choices, "label", list)
+        if key not in letters or len(options) != len(letters):
+            raise BadRow(f"the answerKey {key!r} is unknown (known: {', '.join(map(str, letters))})")
+        return with_options(field(row, "question"), options, letters.index(key)) if len(options) == count else None
+    return read
+
+
+def sciq_options(row):
+    """SciQ as multiple choice: the order of the options is drawn from the question, so it never changes."""
+    options = [field(row, name) for name in ("correct_answer", "distractor1", "distractor2", "distractor3")]
+    order = random.Random(field(row, "question")).sample(range(4), 4)
+    return with_options(row["question"], [options[place] for place in order], order.index(0))
+
+
+def sciq_text(row):
+    answer = f"{field(row, 'support').strip()}\n#### {field(row, 'correct_answer').strip()}"
+    return Item(field(row, "question").strip(), answer=answer.strip())
+
+
+def solved(question_field, answer_field):
+    return lambda row: Item(field(row, question_field).strip(), answer=field(row, answer_field).strip())
+
+
+def rated(row):
+    """Rated snippets: a mean rating above +1 is positive, below -1 negative, the rest is left out."""
+    rating = field(row, "rating", float)
+    return Item(field(row, "text").strip(), int(rating > 0)) if abs(rating) > 1 else None
+
+
+SENTIMENT = dict(family="sentiment", labels=("negative", "positive"), plain_prompt="Review: {text}\nSentiment:")
+TOPICS = dict(family="topics", labels=("world", "sports", "business", "sci/tech"),
+              plain_prompt="Article: {text}\nTopic:")
+ANSWERS = dict(prompt="Question:{text}\nAnswer:")
+CHOICE = dict(family="choice", label_style="remap", **ANSWERS)
+GRADE_SCHOOL = dict(family="numbers", max_tokens=200, parse=answers.number, same=answers.same_number,
+                    read_row=solved("question", "answer"), **ANSWERS)
+CONVERTED = "refs/convert/parquet"  # the hub's own conversion, where a repository still holds a loading script
+
+TASKS = {task.name: task for task in (
+    Task("sst2", hub=Hub("stanfordnlp/sst2", test="validation"),  # the hub's test split has no labels
+         read_row=classified("sentence", ("negative", "positive"), SENTIMENT["labels"]), **SENTIMENT),
+    Task("finsen", hub=Hub("takala/financial_phrasebank", files="sentences_50agree/train/*.parquet", test="train"),
+         read_row=classified("sentence", ("negative", None, "positive"), SENTIMENT["labels"]), **SENTIMENT),
+    Task("poems", hub=Hub("google-research-datasets/poem_sentiment", files="default/{split}/*.parquet"),
+         read_row=classified("verse_text", ("negative", "positive", None, None), SENTIMENT["labels"]), **SENTIMENT),
+    Task("movies", snippets="movieReviewSnippets_GroundTruth.txt", read_row=rated, **SENTIMENT),
+    Task("amazon", snippets="amazonReviewSnippets_GroundTruth.txt", read_row=rated, **SENTIMENT),
+    Task("nyt", snippets="nytEditorialSnippets_GroundTruth.txt", read_row=rated, **SENTIMENT),
+    Task("tweets", snippets="tweets_GroundTruth.txt", read_row=rated, **SENTIMENT),
+    Task("agnews", hub=Hub("fancyzhx/ag_news"),
+         read_row=classified("text", TOPICS["labels"], TOPICS["labels"]), **TOPICS),
+    Task("bbcnews", hub=Hub("SetFit/bbc-news"), read_row=classified(
+        "text", ("sci/tech", "business", "sports", "world", "world"), TOPICS["labels"], limit=256), **TOPICS),
+    Task("strategytf", hub=Hub("wics/strategy-qa", files="strategyQA/test/*.parquet", train="test"),
+         folder="strategyqa", family="truth", labels=("false", "true"), label_style="words",
+         read_row=true_or_false, **ANSWERS),
+    Task("sciq-mc", hub=Hub("allenai/sciq"), folder="sciq", labels=CHOICE_LABELS[:4], read_row=sciq_options, **CHOICE),
+    Task("qasc", hub=Hub("allenai/qasc", test="validation"),  # the hub's test split has no answers
+         labels=CHOICE_LABELS, read_row=lettered(8), **CHOICE),
+    Task("arc", hub=Hub("allenai/ai2_arc", "ARC-Challenge"), labels=CHOICE_LABELS[:4], read_row=lettered(4), **CHOICE),
+    Task("sciq", hub=Hub("allenai/sciq"), family="science", read_row=sciq_text, max_tokens=200,
+         parse=answers.after_hashes, same=answers.same_text, **ANSWERS),
+    Task("gsm8k", hub=Hub("openai/gsm8k", "main"), **GRADE_SCHOOL),
+    Task("gsm8ks", hub=Hub("apple/GSM-Symbolic", "main", train="test"), **GRADE_SCHOOL),
+    Task("hmath-algebra", hub=Hub("EleutherAI/hendrycks_math", "algebra"), folder="hmath_algebra", family="algebra",
+         read_row=solved("problem", "solution"), max_tokens=200, parse=answers.latex, same=answers.same_latex,
+         **ANSWERS),
+)}
+STAND_INS = {"sst2": "movies"}  # what a task falls back to, loudly, where no hub can be reached
+
+
+def find_task(name):
+    """The task `name`, or the task of one's own in the folder `name`. Raises UserError for neither."""
+    if name in TASKS:
+        return TASKS[name]
+    if Path(name).is_dir():
+        return Task(Path(name).resolve().name, family="own", read_row=None, folder=str(Path(name).resolve()))
+    near = get_close_matches(name, TASKS, n=1)
+    raise UserError(f"unknown dataset {name!r}{f' (did you mean {near[0]}?)' if near else ''}; use one of "
+                    f"{', '.join(TASKS)}, or a folder with train.jsonl and test.jsonl")
+
+
+def check_pair(train, test):
+    """Raise UserError unless a model trained on the task `train` can be tested on `test`: same answers, other texts."""
+    shared = min(len(train.labels), len(test.labels))
+    if bool(train.labels) != bool(test.labels) or train.labels[:shared] != test.labels[:shared] or (
+            not train.labels and train.family != test.family):
+        kinds = [f"{', '.join(task.labels) or 'free text (' + task.family + ')'}" for task in (train, test)]
+        raise UserError(f"a model trained on {train.name} cannot be tested on {test.name}: the answers of the first "
+                        f"are {kinds[0]}, those of the second {kinds[1]}; choose a task with the same labels")
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+def read_lines(path):
+    """(line number, row) for each line of a .jsonl or .csv file, UTF-8. Raises UserError that names file and line."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[:error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: this is not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the folder's name") from None
+    if path.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        return [(reader.line_num, row) for row in reader]
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            if line.strip():
+                rows.append((number, json.loads(line)))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: this is not a JSON object ({error}); "
+                            "write one object a line") from None
+    return rows
+
+
+def read_part(folder, part):
+    """The rows of `train` or `test` in a local folder, and the file that holds them."""
+    for path in (folder / f"{part}.jsonl", folder / f"{part}.csv"):
+        if path.exists():
+            return path, read_lines(path)
+    raise UserError(f"{folder} has no {part}.jsonl or {part}.csv; check the folder's name")
+
+
+def read_snippets(file_name):
+    """Rows {text, rating} of one file of the bundled rated snippets, unpacked once into the cache."""
+    def build(folder):
+        with tarfile.open(download("vaderSentiment", folder)) as outer:
+            inner_file = outer.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
+            with tarfile.open(fileobj=io.BytesIO(inner_file.read())) as inner:
+                for task in TASKS.values():
+                    if task.snippets:
+                        content = inner.extractfile(f"hutto_ICWSM_2014/{task.snippets}").read()
+                        (folder / task.snippets).write_bytes(content)
+        for archive in folder.glob("*.tar.gz"):
+            archive.unlink()
+
+    path = cached("rated-snippets", build) / file_name
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        _, rating, text = line.split("\t", 2)
+        rows.append((number, {"text": text, "rating": float(rating)}))
+    return path, rows
+
+
+def load_hub_rows(repo, hub, **options):
+    """{"train": rows, "test": rows} through `datasets`; `repo` is the hub's name or a local folder in its layout."""
+    from datasets import load_dataset
+
+    splits = {"train": hub.train, "test": hub.test}
+    if hub.files:
+        files = {part: hub.files.format(split=split) for part, split in splits.items()}
+        parts = load_dataset(repo, data_files=files, **options)
+        return {part: list(enumerate(parts[part])) for part in splits}
+    parts = load_dataset(repo, hub.config, **options)
+    return {part: list(enumerate(parts[split])) for part, split in splits.items()}
+
+
+def read_hub(hub):
+    """(rows by part, source) from the hub, or from what `datasets` keeps of it on this machine.
+
+    Returns None where there is neither, decided within 5 seconds.
+    """
+    from datasets import DownloadConfig
+    from datasets.utils.logging import disable_progress_bar, set_verbosity_error
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    set_verbosity_error()
+    disable_progress_bar()
+    try:
+        sha = HfApi().dataset_info(hub.repo, revision=CONVERTED if hub.files else None, timeout=3).sha
+    except HfHubHTTPError as error:
+        raise UserError(f"the hub refuses {hub.repo} ({error.response.status_code}); log in with `hf auth login` if "
+                        "it is gated, or use --data-dir with local copies") from None
+    except Exception:  # no network, no name server, a proxy in the way, offline mode: each has its own class
+        sha = None
+    revision = CONVERTED if hub.files else sha
+    try:
+        rows = load_hub_rows(hub.repo, hub, revision=revision,
+                             download_config=DownloadConfig(local_files_only=sha is None, max_retries=2))
+    except Exception as error:
+        if sha is None:
+            return None
+        raise UserError(f"cannot load {hub.repo} from the hub ({str(error).splitlines()[0]}); "
+                        "try again, or use --data-dir with local copies") from None
+    return rows, f"hub:{hub.repo}@{(sha or 'cached')[:12]}"
+
+
+def split_pool(rows):
+    """Part rows that come in one piece: a third of them, at most 1000, is the test part. Always the same third."""
+    rows = list(rows)
+    random.Random("split").shuffle(rows)
+    size = min(1000, len(rows) // 3)
+    return {"train": rows[size:], "test": rows[:size]}
+
+
+def read_task(task, data_dir=None):
+    """(rows by part, name of each part's place, source) of a task, from where it can be had."""
+    if task.family == "own" or (data_dir and not task.snippets):
+        folder = Path(task.folder) if task.family == "own" else Path(data_dir) / (task.folder or task.name)
+        parts = {part: read_part(folder, part) for part in ("train", "test")}
+        source = f"folder:{folder.name}"
+        return {part: rows for part, (_, rows) in parts.items()}, {part: path for part, (path, _) in parts.items()}, \
+            source
+    if task.snippets:
+        path, rows = read_snippets(task.snippets)
+        return split_pool(rows), dict.fromkeys(("train", "test"), path), "pypi:vaderSentiment==3.3.2"
+    found = read_hub(task.hub)
+    if found is None:
+        raise NoHub(f"the hub cannot be reached for {task.name} and it is not cached; check the network, or give local "
+                    f"copies with --data-dir, or use one of {', '.join(t.name for t in TASKS.values() if t.snippets)}, "
+                    "which need no hub")
+    rows, source = found
+    if task.hub.train == task.hub.test:
+        rows = split_pool(rows["train"])
+    return rows, {part: f"{task.hub.repo} ({part})" for part in rows}, source
+
+
+class NoHub(UserError):
+    """The hub is out of reach and nothing is cached."""
+
+
+def read_items(task, rows, place):
+    """Rows -> items, without those that the task leaves out. Raises UserError that names the place of a bad row."""
+    items = []
+    for number, row in rows:
+        try:
+            item = task.read_row(row)
+        except BadRow as error:
+            raise UserError(f"{place}, line {number}: {error}; mend the row or leave it out") from None
+        if item is not None:
+            items.append(item)
+    return items
+
+
+# ---- wording ----------------------------------------------------------------------------------------------------
+
+
+def label_texts(task, style, seed=0, is_one_token=lambda text: True):
+    """What follows the query for each label: `0`, ` negative`, or an arbitrary word drawn by seed.
+
+    Digits come without a space, as in the paper's `Label:0`, words with one, as in running text. The words of
+    `remap` are those that `is_one_token` accepts; fewer labels get the first words of more labels, so that tasks of
+    one family share them. Raises UserError if there are not enough.
+    """
+    if style == "digits":
+        return [str(number) for number in range(len(task.labels))]
+    if style == "words":
+        return [f" {label}" for label in task.labels]
+    words = [f" {word}" for word in REMAP_WORDS if is_one_token(f" {word}")]
+    if len(words) < len(task.labels):
+        raise UserError("this model's tokenizer knows too few of the words for --labels remap as one token; "
+                        "use --labels digits or words")
+    return random.Random(f"remap-{seed}").sample(words, len(words))[:len(task.labels)]
+
+
+def word(task, items, plain, texts):
+    """Items -> examples in the paper's wording, or in the plain one where the task has it."""
+    prompt = task.plain_prompt if plain and task.plain_prompt else task.prompt
+    return [Example(prompt.format(text=item.text), texts[item.label] if task.labels else f" {item.answer}", item.label)
+            for item in items]
+
+
+def drop_repeats(examples, seen=()):
+    """Examples whose query, case and white space ignored, is neither in `seen` nor repeated."""
+    seen, kept = set(seen), []
+    for example in examples:
+        if normal(example.query) not in seen:
+            seen.add(normal(example.query))
+            kept.append(example)
+    return kept
+
+
+def normal(text):
+    return " ".join(text.lower().split())
+
+
+# ---- one's own data ---------------------------------------------------------------------------------------------
+
+
+def read_own(task, parts, places):
+    """Complete a task of one's own from its rows {query, response}: (task, items by part).
+
+    If every response is one of at most 10 short texts, each seen twice or more on average, it is a label task, else
+    free text with exact match.
+    """
+    items = {}
+    for part, rows in parts.items():
+        items[part] = read_items(replace(task, read_row=lambda row: Item(
+            filled(row, "query").strip(), answer=filled(row, "response").strip())), rows, places[part])
+        if not items[part]:
+            raise UserError(f"{places[part]} holds no rows; write one {{\"query\": ..., \"response\": ...}} a line")
+    responses = [item.answer for part in items.values() for item in part]
+    labels = sorted(set(responses))
+    if 2 <= len(labels) <= 10 and len(labels) * 2 <= len(responses) and max(map(len, labels)) <= 30:
+        task = replace(task, labels=tuple(labels), label_style="words")
+        items = {part: [Item(item.text, labels.index(item.answer)) for item in rows] for part, rows in items.items()}
+        return replace(task, prompt="{text}"), items
+    return replace(task, prompt="{text}", max_tokens=200), items
+
+
+def filled(row, name):
+    value = field(row, name)
+    if not value.strip():
+        raise BadRow(f"the field {name!r} is empty")
+    return value
+
+
+# ---- a task, ready to use -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples of a task: the pool that few-shot sets are drawn from, and the test part, which shares no text."""
+    task: Task
+    pool: list
+    test: list
+    source: str
+    label_texts: list
+    label_style: str | None
+
+
+def load(name, data_dir=None, plain=False, style=None, seed=0, is_one_token=lambda text: True, warn=print):
+    """Read the task `name` and word it. `style` (digits, words, remap) overrides the task's own way with labels.
+
+    Without a hub a task with a stand-in becomes it, with one call of `warn`. Raises UserError for whatever is wrong.
+    """
+    task, source = find_task(name), None
+    try:
+        parts, places, source = read_task(task, data_dir)
+    except NoHub:
+        if name not in STAND_INS:
+            raise
+        stand_in = TASKS[STAND_INS[name]]
+        parts, places, source = read_task(stand_in)
+        warn(f"warning: the hub cannot be reached, so {stand_in.name} ({source}) stands in for {name}: rated movie "
+             "review snippets, other texts than SST-2's; results say so in `source`")
+        task, source = replace(stand_in, name=name), f"stand-in {stand_in.name}, {source}"
+    if task.family == "own":
+        task, items = read_own(task, parts, places)
+    else:
+        items = {part: read_items(task, rows, places[part]) for part, rows in parts.items()}
+    style = (style or task.label_style or "digits") if task.labels else None
+    texts = label_texts(task, style, seed, is_one_token) if task.labels else []
+    test = drop_repeats(word(task, items["test"], plain, texts))
+    pool = drop_repeats(word(task, items["train"], plain, texts), map(lambda example: normal(example.query), test))
+    if not pool or not test:
+        raise UserError(f"{name} has {len(pool)} training and {len(test)} test examples that differ; it needs some of "
+                        "both")
+    return Data(task, pool, test, source, texts, style)
+
+
+# ---- few-shot sets ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FewShotSet:
+    """n training examples and n // 2 dev examples; `number` tells the random draws apart."""
+    train: list
+    dev: list
+    number: int
+    seed: int
+
+
+def few_shot_set(pool, n, number=0, seed=0, balanced=False):
+    """Draw few-shot set `number` from the pool, the same for the same seed; n = 2 is the start of n = 4.
+
+    Random draws as in the paper, or `balanced`: the labels alternate, so their counts differ by one at most.
+    Training examples are taken from the front of a random order, dev examples from its back, so they never meet.
+    Raises UserError if n is below 2 or the pool is too small.
+    """
+    if n < 2:
+        raise UserError(f"n must be at least 2, not {n}: each example needs another one as its demo")
+    rng = random.Random(f"few-shot-{seed}-{number}")
+    groups = {}
+    for example in pool:
+        groups.setdefault(example.label if balanced else None, []).append(example)
+    groups = [groups[label] for label in sorted(groups, key=lambda label: -1 if label is None else label)]
+    rng.shuffle(groups)
+    for group in groups:
+        rng.shuffle(group)
+    front = [iter(group) for group in groups]
+    back = [reversed(group) for group in groups]
+    if min(map(len, groups)) < -(-n // len(groups)) + -(-(n // 2) // len(groups)):
+        raise UserError(f"n = {n} needs {n} training and {n // 2} dev examples, more than the pool of {len(pool)} has"
+                        f"{' of some label' if balanced else ''}; use a smaller --n")
+    return FewShotSet([next(front[place % len(groups)]) for place in range(n)],
+                      [next(back[place % len(groups)]) for place in range(n // 2)], number, seed)
+
+
+def leave_one_out(few_shot, place):
+    """The demos of training example `place`: all others of its set, in a random order that depends on set and place."""
+    others = few_shot.train[:place] + few_shot.train[place + 1:]
+    random.Random(f"demos-{few_shot.seed}-{few_shot.number}-{place}").shuffle(others)
+    return others
+
+
+def digest(examples):
+    """A short sha256 of the texts of some examples, to tell in a result row which data it saw."""
+    texts = [[example.query, example.response] for example in examples]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]

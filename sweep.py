@@ -1,0 +1,392 @@
+"""The command line: which runs a command means, what of them is there already, and the rest in as few passes as it takes.
+
+A cell is one n. Its runs, few-shot sets x learning rates, train together, stage by stage; what two methods share
+(targets, ICL scores, the IA2 stage of ia2 and ia2-sft) is done once.
+"""
+import hashlib
+import json
+import platform
+import random
+import shlex
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import data
+import ia2
+import lora
+import metrics
+import model as base
+import options
+import results
+from fetch import UserError, new_folder
+
+OVERLAPPING = ("sft", "ia2", "ia2-sft")  # methods whose updates are compared
+
+
+def say(*words):
+    print(*words, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(label, total=None, unit="it"):
+    """A bar on a terminal; where the output is piped, a line when the step ends. Yields the bar."""
+    shown, start = sys.stderr.isatty(), time.perf_counter()
+    with tqdm(total=total, desc=label, unit=unit, disable=not shown, file=sys.stderr, leave=True) as bar:
+        yield bar
+    if not shown:
+        say(f"{label}: {time.perf_counter() - start:.1f} s")
+
+
+@dataclass
+class Lab:
+    """Everything that the runs of one command share. The model is loaded when the first run needs it."""
+    options: object
+    device: object
+    name: str
+    tokenizer: object
+    train: data.Data
+    exams: dict
+    sources: dict
+    path: Path
+    command: str
+    balanced: bool
+    rows: dict
+    loaded: list = field(default_factory=list)
+
+    def model(self):
+        if not self.loaded:
+            with progress(f"loading {self.name}"):
+                model = base.load_model(self.name, self.device)
+            runs = len(self.options.numbers) * len(self.options.lr)
+            self.loaded = [model, min(self.options.together or runs_in_memory(model, self.options), runs)]
+            lora.add(model, self.options.rank, self.options.alpha, self.options.targets, runs=self.loaded[1])
+        return self.loaded[0]
+
+    def together(self):
+        self.model()
+        return self.loaded[1]
+
+
+def runs_in_memory(model, options):
+    """How many adapters may train together: what half of the free memory holds of weights, gradients, Adam's two moments
+    and the best copy, 16 at most on a CPU, where more gain nothing, and 64 on a GPU."""
+    sizes = [module.in_features + module.out_features for name, module in model.named_modules()
+             if name.rpartition(".")[2] in {f"{target}_proj" for target in options.targets}]
+    need = 5 * 4 * options.rank * sum(sizes)
+    if model.device.type == "cuda":
+        return max(1, min(64, torch.cuda.mem_get_info()[0] // 2 // need))
+    import psutil
+
+    return max(1, min(16, psutil.virtual_memory().available // 2 // need))
+
+
+# ---- what a command means ---------------------------------------------------------------------------------------------
+
+
+def open_lab(settings, argv):
+    """Read the data and the tokenizer of a command, and the results that are there. Raises UserError for what is wrong."""
+    device = base.pick_device(settings.device)
+    name = base.pick_model(settings.model, device)
+    entry = base.entry(name)
+    tokenizer = base.load_tokenizer(name)
+    one_token = lambda text: len(base.encode_response(tokenizer, text)) == 1
+    style = None if settings.labels == "auto" else settings.labels
+    tasks = [data.find_task(task) for task in dict.fromkeys([settings.dataset, *settings.eval])]
+    if style is None and tasks[0].label_style is None:
+        style = entry.labels
+    load = lambda task: data.load(task, settings.data_dir, entry.plain, style, settings.seed, one_token, say)
+    train = load(settings.dataset)
+    exams, sources = {}, {}
+    for task in settings.eval:
+        tested = train if task == settings.dataset else load(task)
+        data.check_pair(train.task, tested.task)
+        examples = tested.test
+        if settings.test < len(examples):
+            examples = random.Random(f"test-{settings.seed}").sample(examples, settings.test)
+        tokens = base.label_tokens(tokenizer, tested.label_texts, name)
+        longest = tested.task.max_tokens
+        exams[task] = ia2.Exam(tested.task, examples, tokens, 1 if tokens else settings.max_tokens or longest, settings.bins)
+        sources[task] = tested.source
+    balanced = entry.balanced if settings.balanced is None else settings.balanced
+    path = Path(settings.out) / "results.jsonl"
+    rows = {results.key(row): row for row in results.read(path)}
+    return Lab(settings, device, name, tokenizer, train, exams, sources, path,
+               shlex.join(["python", "ia2.py", *argv]), balanced and bool(train.task.labels), rows)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run of one method: what it is, and the name that tells it from all others."""
+    few_shot: data.FewShotSet
+    n: int
+    lr: float | None
+    method: str
+
+
+def settings_of(lab, plan):
+    """All that the outcome of a run depends on, as a flat dict; it goes into every row."""
+    options, trained = lab.options, bool(ia2.METHODS[plan.method])
+    common = {
+        "method": plan.method, "model": lab.name, "dataset": lab.options.dataset, "source": lab.train.source,
+        "labels": lab.train.label_style, "balanced": lab.balanced, "n": plan.n, "set": plan.few_shot.number,
+        "seed": options.seed, "train_data": data.digest(plan.few_shot.train), "dev_data": data.digest(plan.few_shot.dev),
+        "max_tokens": max(exam.max_tokens for exam in lab.exams.values()),
+    }
+    return {**common, "lr": plan.lr, "rank": options.rank, "alpha": options.alpha, "targets": "".join(options.targets),
+            "max_epochs": options.max_epochs,
+            "sft_on": options.sft_on, "beta": options.beta} if trained else {**common, "lr": None, "rank": None}
+
+
+def run_name(lab, plan):
+    """A readable name with a short hash of everything that the run depends on; also the adapter's folder."""
+    found = settings_of(lab, plan)
+    short = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
+    rate = f"-lr{plan.lr:g}" if plan.lr else ""
+    return f"{lab.train.task.name}-n{plan.n}-set{plan.few_shot.number}-{plan.method}{rate}-{short}"
+
+
+def row_key(lab, plan, task):
+    return run_name(lab, plan), task, data.digest(lab.exams[task].examples), lab.options.bins
+
+
+def missing(lab, plan):
+    """The tasks that a run has not been tested on yet."""
+    return [task for task in lab.exams if row_key(lab, plan, task) not in lab.rows]
+
+
+def make_row(lab, plan, task, figures, extra):
+    """One line of the results file."""
+    run, _, test_data, bins = row_key(lab, plan, task)
+    table = figures.pop("asim_table")
+    figures.pop("targets", None), figures.pop("answers", None)
+    activations = {"asim": None, "asim_layers": None, "asim_positions": None} if table is None else {
+        "asim": table.mean().item(), "asim_layers": [round(value, 5) for value in table.mean(1).tolist()],
+        "asim_positions": [round(value, 5) for value in table.mean(0).tolist()]}
+    return {**settings_of(lab, plan), "eval_dataset": task, "eval_source": lab.sources[task], "test_data": test_data,
+            "test": len(lab.exams[task].examples), "bins": bins, **figures, **activations, **extra, "run": run,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                         "transformers": version("transformers")}, "command": lab.command}
+
+
+def keep(lab, rows):
+    results.append(lab.path, rows)
+    lab.rows.update({results.key(row): row for row in rows})
+
+
+# ---- doing it ---------------------------------------------------------------------------------------------------------
+
+
+def run_cell(lab, n):
+    """Everything of one n: the teacher, then chunk by chunk every method, stage by stage."""
+    sets = [data.few_shot_set(lab.train.pool, n, number, lab.options.seed, lab.balanced)
+            for number in lab.options.numbers]
+    plans = {method: [Plan(few_shot, n, lr, method) for few_shot in sets
+                      for lr in (lab.options.lr if ia2.METHODS[method] else [None])] for method in lab.options.methods}
+    wanted = {plan.few_shot.number for method in plans for plan in plans[method] if missing(lab, plan)}
+    teachers = {few_shot.number: teach(lab, n, few_shot) for few_shot in sets if few_shot.number in wanted}
+    trained = [method for method in plans if ia2.METHODS[method]]
+    pairs = [(plan.few_shot, plan.lr) for plan in (plans[trained[0]] if trained else ())
+             if plan.few_shot.number in wanted]
+    while pairs:
+        chunk, pairs = pairs[:lab.together()], pairs[lab.together():]
+        states = {}
+        for method in trained:
+            run_method(lab, [Plan(few_shot, n, lr, method) for few_shot, lr in chunk], teachers, states)
+
+
+def teach(lab, n, few_shot):
+    """ICL and base scores of one few-shot set, and its targets: ((training, dev) targets, {task: references})."""
+    model, options = lab.model(), lab.options
+    references, longest = {}, max(exam.max_tokens for exam in lab.exams.values())
+    targets = None
+    for method, demos in (("icl", few_shot.train), ("base", ())):
+        plan, rows = Plan(few_shot, n, None, method), []
+        for task, exam in lab.exams.items():
+            if method == "base" and (method not in options.methods or task not in missing(lab, plan)):
+                continue
+            start = time.perf_counter()
+            with progress(f"n={n} set {few_shot.number}: {method} on {task}", len(exam.examples)) as bar:
+                figures, = ia2.evaluate(model, lab.tokenizer, exam, demos=demos,
+                                        references=[references[task]] if task in references else None, report=bar.update)
+            if method == "icl":
+                references[task] = figures["targets"]
+                warn_about_teacher(lab, exam, few_shot, figures)
+                table = torch.ones(model.config.num_hidden_layers, max(len(t.icl) for t in references[task]))
+                figures["asim_table"] = table  # ICL is what asim compares with
+            if method in options.methods:
+                rows.append(make_row(lab, plan, task, figures, {
+                    "steps": 0, "train_seconds": 0.0, "eval_seconds": round(time.perf_counter() - start, 2),
+                    "dev_loss": None}))
+        keep(lab, [row for row in rows if row["eval_dataset"] in missing(lab, plan)])
+    if any(ia2.METHODS[method] for method in options.methods):
+        with progress(f"n={n} set {few_shot.number}: targets"):
+            targets = ia2.few_shot_targets(model, lab.tokenizer, few_shot, longest)
+    return targets, references
+
+
+def warn_about_teacher(lab, exam, few_shot, figures):
+    """Say so where ICL is a bad teacher: then there is nothing worth copying."""
+    if not exam.task.labels:
+        return
+    chance, share = 1 / len(exam.task.labels), figures["largest_share"]
+    if figures["accuracy"] <= chance or share > 0.9:
+        say(f"warning: set {few_shot.number}: ICL is {'not better than chance' if figures['accuracy'] <= chance else 'stuck'}"
+            f" (accuracy {figures['accuracy']:.2f}, one label for {share:.0%} of queries): IA2 copies that; "
+            "try another --n, --labels or --balanced")
+
+
+def run_method(lab, plans, teachers, states):
+    """Train and test what is missing of one method's plans, together. `states` keeps the adapters of shared stages."""
+    plans = [plan for plan in plans if missing(lab, plan)]
+    if not plans:
+        return
+    model, method = lab.model(), plans[0].method
+    folders = [lab.path.parent / run_name(lab, plan) for plan in plans]
+    if not all((folder / "training.json").exists() for folder in folders):
+        train_method(lab, plans, folders, teachers, states)
+    else:
+        for number, folder in enumerate(folders):
+            lora.set_state(model, lora.read(folder)[0], number)
+    training = [json.loads((folder / "training.json").read_text()) for folder in folders]
+    rows = [[] for _ in plans]
+    for task, exam in lab.exams.items():
+        due = [number for number, plan in enumerate(plans) if task in missing(lab, plan)]
+        start = time.perf_counter()
+        with progress(f"{label(plans)}: {method} on {task}", len(exam.examples) * len(due)) as bar:
+            figures = ia2.evaluate(model, lab.tokenizer, exam, due, report=bar.update, references=[
+                teachers[plans[number].few_shot.number][1][task] for number in due])
+        seconds = round((time.perf_counter() - start) / max(len(due), 1), 2)
+        for number, found in zip(due, figures):
+            extra = {**training[number], "eval_seconds": seconds, "overlap": overlaps(lab, plans[number])}
+            extra.pop("history")
+            rows[number].append(make_row(lab, plans[number], task, found, extra))
+    keep(lab, [row for found in rows for row in found])
+
+
+def label(plans):
+    sets, rates = {plan.few_shot.number for plan in plans}, {plan.lr for plan in plans}
+    return f"n={plans[0].n}, {len(sets)} set{'s' * (len(sets) > 1)}, {len(rates)} learning rate{'s' * (len(rates) > 1)}"
+
+
+def train_method(lab, plans, folders, teachers, states):
+    """Train the stages of one method for several plans together and save the adapters with a record of the training."""
+    model, options, method = lab.model(), lab.options, plans[0].method
+    stages, done, records = ia2.METHODS[method], (), [{"stages": []} for _ in plans]
+    for number, plan in enumerate(plans):
+        lora.reset(model, number, seed=options.seed * 1000 + plan.few_shot.number)
+    for name in stages:
+        done += (name,)
+        shared = shared_stage(lab, plans, done, states) if done != stages else None
+        if shared is None:
+            kind = ia2.stage(name, options.sft_on, options.beta)
+            runs = [ia2.Run(number, *teachers[plan.few_shot.number][0], plan.lr,
+                            f"{options.seed}-{plan.few_shot.number}-{name}") for number, plan in enumerate(plans)]
+            with progress(f"{label(plans)}: training {method}, stage {name}", options.max_epochs) as bar:
+                def report(step, active, runs):
+                    bar.n = step
+                    bar.set_postfix_str(f"{len(active)} of {len(runs)} runs, dev loss {runs[0].dev_loss:.4g}")
+                ia2.train(model, kind, runs, options.max_epochs, report=report)
+            shared = [(lora.get_state(model, run.number), describe(run, kind)) for run in runs]
+            states[done] = dict(zip(map(pair, plans), shared))
+        for number, (state, record) in enumerate(shared):
+            lora.set_state(model, state, number)
+            records[number]["stages"].append(record)
+    for plan, folder, record, number in zip(plans, folders, records, range(len(plans))):
+        with new_folder(folder) as partial:
+            lora.save(model, partial, number, base_model_name(lab))
+            last = record["stages"][-1]
+            (partial / "training.json").write_text(json.dumps({
+                "dev_loss": last["dev_loss"], "steps": sum(stage["steps"] for stage in record["stages"]),
+                "train_seconds": round(sum(stage["seconds"] for stage in record["stages"]), 2),
+                "stages": [{key: value for key, value in stage.items() if key != "history"} for stage in record["stages"]],
+                "history": [stage["history"] for stage in record["stages"]]}))
+
+
+def pair(plan):
+    return plan.few_shot.number, plan.lr
+
+
+def describe(run, kind):
+    """What is recorded of one run's stage."""
+    return {"name": kind.name, "steps": run.steps, "best_step": run.best_step, "dev_loss": run.dev_loss,
+            "seconds": round(run.seconds, 2), "beta": run.beta if len(kind.terms) > 1 else None, "history": run.history}
+
+
+def shared_stage(lab, plans, done, states):
+    """[(adapter, record)] of the stages `done` for these plans, if this command or an earlier one trained them already.
+
+    Both are exact: adapters are saved in the float32 in which they are trained.
+    """
+    if done in states and all(pair(plan) in states[done] for plan in plans):
+        return [states[done][pair(plan)] for plan in plans]
+    method = next((method for method, stages in ia2.METHODS.items() if stages == done), None)
+    folders = [lab.path.parent / run_name(lab, replace(plan, method=method)) for plan in plans] if method else []
+    if not folders or not all((folder / "training.json").exists() for folder in folders):
+        return None
+    found = []
+    for folder in folders:
+        training = json.loads((folder / "training.json").read_text())
+        found.append((lora.read(folder)[0], {**training["stages"][-1], "history": training["history"][-1]}))
+    return found
+
+
+def overlaps(lab, plan):
+    """Overlap of this run's update with those of sft, ia2 and ia2-sft on the same few-shot set: {method: {module: [by layer]}}."""
+    if plan.method not in OVERLAPPING:
+        return {}
+    own, found = lora.read(lab.path.parent / run_name(lab, plan))[0], {}
+    for method in OVERLAPPING[:OVERLAPPING.index(plan.method)]:
+        folder = lab.path.parent / run_name(lab, replace(plan, method=method))
+        if folder.exists():
+            other, modules = lora.read(folder)[0], {}
+            for name in own:
+                module = name.rpartition(".")[2].removesuffix("_proj")
+                overlap = metrics.subspace_overlap(own[name][1], other[name][1])
+                modules.setdefault(module, []).append(round(overlap, 5))
+            found[method] = modules
+    return found
+
+
+def base_model_name(lab):
+    return base.hub_name(lab.name)
+
+
+def run(settings, argv):
+    """Run a command's sweep and print its table."""
+    lab = open_lab(settings, argv)
+    for n in settings.n:
+        run_cell(lab, n)
+    keys = [row_key(lab, Plan(data.few_shot_set(lab.train.pool, n, number, settings.seed, lab.balanced), n, lr, method), task)
+            for n in settings.n for number in settings.numbers for method in settings.methods
+            for lr in (settings.lr if ia2.METHODS[method] else [None]) for task in lab.exams]
+    print(results.report([lab.rows[key] for key in keys], list(ia2.METHODS)))
+    say(f"results: {lab.path}; adapters: the folders beside it")
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    settings = options.parse(argv)
+    try:
+        if settings.report:
+            rows = results.read(settings.report)
+            if not Path(settings.report).exists():
+                raise UserError(f"there is no results file {settings.report}; give the path of a results.jsonl")
+            print(results.report(rows, list(ia2.METHODS)))
+        else:
+            run(settings, argv)
+        return 0
+    except torch.OutOfMemoryError:
+        problem = "the GPU is out of memory; use a smaller --together, --n or --max-tokens, or a smaller --model"
+    except (UserError, lora.LoRAError) as error:
+        problem = str(error)
+    except KeyboardInterrupt:
+        problem = "interrupted; what is finished is kept, the same command goes on from there"
+    print(f"error: {problem}", file=sys.stderr)
+    return 2
