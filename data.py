@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import random
 import tarfile
 from dataclasses import dataclass, replace
@@ -278,24 +279,25 @@ def read_hub(hub):
 
     Returns None where there is neither, decided within 5 seconds.
     """
-    from datasets import DownloadConfig
-    from datasets.utils.logging import disable_progress_bar, set_verbosity_error
-    from huggingface_hub import HfApi
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # nothing is sent anywhere
+    import datasets
+    import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
-    set_verbosity_error()
-    disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    revision = CONVERTED if hub.files else None
     try:
-        sha = HfApi().dataset_info(hub.repo, revision=CONVERTED if hub.files else None, timeout=3).sha
+        sha = huggingface_hub.HfApi().dataset_info(hub.repo, revision=revision, timeout=3).sha
     except HfHubHTTPError as error:
         raise UserError(f"the hub refuses {hub.repo} ({error.response.status_code}); log in with `hf auth login` if "
                         "it is gated, or use --data-dir with local copies") from None
     except Exception:  # no network, no name server, a proxy in the way, offline mode: each has its own class
+        # Asked again, `datasets` would retry for half a minute; in offline mode it looks at its cache alone.
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
         sha = None
-    revision = CONVERTED if hub.files else sha
     try:
-        rows = load_hub_rows(hub.repo, hub, revision=revision,
-                             download_config=DownloadConfig(local_files_only=sha is None, max_retries=2))
+        rows = load_hub_rows(hub.repo, hub, revision=revision or sha)
     except Exception as error:
         if sha is None:
             return None

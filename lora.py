@@ -75,6 +75,7 @@ def add(model, rank=8, alpha=8, targets=TARGETS, runs=1, seed=0):
     `targets` are short names out of `PROJECTIONS`. `runs` adapters are made, numbered from 0; run 0 acts on every
     token until `route` says otherwise. Raises LoRAError when the model does not have the projections.
     """
+    check_plain(model)
     names = {f"{target}_proj" for target in targets}
     chosen = [name for name, module in model.named_modules()
               if isinstance(module, nn.Linear) and name.rpartition(".")[2] in names]
@@ -87,14 +88,17 @@ def add(model, rank=8, alpha=8, targets=TARGETS, runs=1, seed=0):
         reset(model, run, seed)
 
 
+def check_plain(model):
+    if layers(model):
+        raise LoRAError("the model already carries an adapter; merge it or load the model anew")
+
+
 def model_name(model):
     return getattr(model.config, "_name_or_path", "") or type(model).__name__
 
 
 def wrap(model, ranks, scale, runs):
     """Freeze `model` and put an empty LoRALinear over each named module; `ranks` is {module name: r}."""
-    if layers(model):
-        raise LoRAError("the model already carries an adapter; merge it or load the model anew")
     model.requires_grad_(False)
     routing = Routing(runs)
     for name, rank in ranks.items():
@@ -238,6 +242,7 @@ def read(folder):
 
 def load(model, folder):
     """Put the adapter in `folder` onto a plain model, as run 0; the model is frozen. Raises LoRAError if it does not fit."""
+    check_plain(model)
     state, scale = read(folder)
     for name, (A, B) in state.items():
         module = dict(model.named_modules()).get(name)

@@ -52,8 +52,8 @@ def label_scores(probabilities, labels, top1, bins=15):
     confidence = confidence.clamp(0, 1)
     groups = reliability(confidence.tolist(), correct.tolist(), bins)
     return {
-        "accuracy": correct.float().mean().item(),
-        "accuracy_top1": torch.as_tensor(top1).float().mean().item(),
+        "accuracy": correct.double().mean().item(),
+        "accuracy_top1": torch.as_tensor(top1).double().mean().item(),
         "ece": calibration_error(groups),
         "ece_equal_mass": ece(confidence.tolist(), correct.tolist(), bins, equal_mass=True),
         "reliability": [[count, round(mean, 6), round(accuracy, 6)] for count, mean, accuracy in groups],
