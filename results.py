@@ -42,13 +42,22 @@ def read(path):
     return rows
 
 
+def make_folder(folder):
+    """Make the folder for results, before anything long is started. Raises UserError if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); give another --out") from None
+
+
 def append(path, rows):
     """Add rows that are not there yet, in one write under a lock, so that several processes can share the file.
 
     A half line at the end is removed first. If the disk is full, the file is left as it was and UserError raised.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         known = {key(row) for row in read(path)}
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows if key(row) not in known).encode()
@@ -68,31 +77,30 @@ def append(path, rows):
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
+def cell(row):
+    """What one table is about: model, task, where its rows come from, how they are worded and drawn, and n."""
+    return row["model"], row["dataset"], row["source"], row["labels"], row["balanced"], row["n"]
+
+
 def pick_rates(rows):
-    """Rows of the learning rate with the lowest dev loss, per model, task, n and method; never by test figures.
+    """Rows of the learning rate with the lowest dev loss, per cell and method; never by test figures.
 
     Dev losses are averaged over the few-shot sets; rates that lack some of the sets are not picked.
     """
     groups = {}
     for row in rows:
-        groups.setdefault(cell(row) + (row["method"],), {}).setdefault(row["lr"], []).append(row)
+        groups.setdefault((*cell(row), row["method"]), {}).setdefault(row["lr"], []).append(row)
     picked = []
     for rates in groups.values():
         losses = {rate: {row["set"]: row["dev_loss"] for row in found} for rate, found in rates.items()}
         most = max(map(len, losses.values()))
-        best = min((rate for rate in rates if len(losses[rate]) == most),
-                   key=lambda rate: statistics.fmean(losses[rate].values()) if rate is not None else 0)
-        picked += rates[best]
+        mean = lambda rate: 0 if rate is None else statistics.fmean(losses[rate].values())  # base and icl have no rate
+        picked += rates[min((rate for rate in rates if len(losses[rate]) == most), key=mean)]
     return picked
 
 
-def cell(row):
-    """What one table is about: model, how it is prompted, task, source and n."""
-    return row["model"], row["dataset"], row["source"], row["labels"], row["balanced"], row["n"]
-
-
 def spread(values, digits, scale=1):
-    """`81.2 ± 3.4` of several values, `81.2` of one, a dash of none."""
+    """`81.2 ± 3.4` of several values (mean and standard deviation), `81.2` of one, a dash of none."""
     values = [scale * value for value in values if value is not None]
     if not values:
         return "-"
@@ -102,38 +110,31 @@ def spread(values, digits, scale=1):
 
 def table(rows, methods):
     """One cell's results as lists of texts: a head, then a line a method; the best of each column in bold."""
-    dataset = rows[0]["dataset"]
     tests = list(dict.fromkeys(row["eval_dataset"] for row in rows))
-    columns = [(test, figure) for test in tests for figure in ("accuracy", "ece", "asim")]
-    names = {"accuracy": "acc %", "ece": "ECE", "asim": "asim"}
-    head = ["method", "lr", *(f"{test}{'' if test == dataset else '*'} {names[figure]}" for test, figure in columns)]
-    lines, means = [], []
-    for method in (method for method in methods if any(row["method"] == method for row in rows)):
-        chosen = [row for row in rows if row["method"] == method]
-        rate = chosen[0]["lr"]
-        line, mean = [method, f"{rate:g}" if rate else "-"], []
-        for test, figure in columns:
-            values = [row[figure] for row in chosen if row["eval_dataset"] == test and row[figure] is not None]
-            line.append(spread(values, 1 if figure == "accuracy" else 3, 100 if figure == "accuracy" else 1))
-            mean.append(statistics.fmean(values) if values else None)
-        lines.append(line)
-        means.append(mean)
-    for place, (_, figure) in enumerate(columns):
-        values = [mean[place] for mean in means if mean[place] is not None]
-        if figure == "asim" or len(values) < 2:
-            continue
-        best = max(values) if figure == "accuracy" else min(values)
-        for line, mean in zip(lines, means):
-            if mean[place] == best:
-                line[place + 2] = f"**{line[place + 2]}**"
-    return [head, *lines]
+    free = not rows[0]["labels"]
+    figures = [("accuracy", "acc %", 1, 100, max)] + ([] if free else [("ece", "ECE", 3, 1, min)]) + [("asim", "asim", 3, 1, None)]
+    columns = [(test, *figure) for test in tests for figure in figures]
+    marks = {test: "" if test == rows[0]["dataset"] else "*" for test in tests}
+    lines = [["method", "lr", *(f"{test}{marks[test]} {name}" for test, _, name, *_ in columns)]]
+    found = {method: [row for row in rows if row["method"] == method] for method in methods}
+    found = {method: chosen for method, chosen in found.items() if chosen}
+    values = {(method, test, figure): [row[figure] for row in chosen if row["eval_dataset"] == test]
+              for method, chosen in found.items() for test, figure, *_ in columns}
+    for method, chosen in found.items():
+        lines.append([method, f"{chosen[0]['lr']:g}" if chosen[0]["lr"] else "-"])
+        for test, figure, _, digits, scale, better in columns:
+            lines[-1].append(spread(values[method, test, figure], digits, scale))
+    for place, (test, figure, _, digits, scale, better) in enumerate(columns, start=2):
+        means = [mean_of(values[method, test, figure]) for method in found]
+        if better and len(set(means) - {None}) > 1:
+            for line, mean in zip(lines[1:], means):
+                line[place] = f"**{line[place]}**" if mean == better(set(means) - {None}) else line[place]
+    return lines
 
 
-def paired(rows, first="ia2-sft", second="sft", figure="accuracy"):
-    """Differences first - second of a figure, paired by everything but the method (and the learning rate picked)."""
-    by_method = {method: {cell(row) + (row["set"], row["eval_dataset"]): row[figure] for row in rows
-                          if row["method"] == method and row[figure] is not None} for method in (first, second)}
-    return [by_method[first][place] - by_method[second][place] for place in by_method[first] if place in by_method[second]]
+def mean_of(values):
+    values = [value for value in values if value is not None]
+    return statistics.fmean(values) if values else None
 
 
 def markdown(lines):
@@ -143,42 +144,146 @@ def markdown(lines):
     return "\n".join([text[0], "| " + " | ".join("-" * width for width in widths) + " |", *text[1:]])
 
 
-def report(rows, methods):
-    """All tables of some rows as one Markdown text. `methods` gives the order of the lines."""
-    if not rows:
-        return "no results yet"
-    parts, rows = [], pick_rates(rows)
-    for place in dict.fromkeys(map(cell, rows)):
-        found = [row for row in rows if cell(row) == place]
-        model, dataset, source, labels, balanced, n = place
-        sets, tests = len({row["set"] for row in found}), sorted({row["test"] for row in found})
-        kind = f"{labels} labels, {'balanced' if balanced else 'random'} sets" if labels else "free text"
-        parts.append(f"### {dataset}, n = {n} ({model})\n\n{sets} few-shot set{'s' if sets > 1 else ''}, "
-                     f"{' to '.join(map(str, tests))} test queries a task, {kind}; data: {source}")
-        parts.append(markdown(table(found, methods)))
-        notes = [difference(found, figure) for figure in ("accuracy", "ece")]
-        parts.append("\n".join(filter(None, notes)))
-    if any(row["eval_dataset"] != row["dataset"] for row in rows):
-        parts.append("\\* out of domain: the task was not trained on.")
-    return "\n\n".join(filter(None, parts)) + "\n"
+def paired(rows, figure, first="ia2-sft", second="sft"):
+    """Differences first - second of a figure, paired by cell, few-shot set and test task."""
+    by_method = {method: {(*cell(row), row["set"], row["eval_dataset"]): row[figure] for row in rows
+                          if row["method"] == method and row[figure] is not None} for method in (first, second)}
+    return [by_method[first][place] - by_method[second][place] for place in by_method[first] if place in by_method[second]]
 
 
-def difference(rows, figure):
+def difference(rows, figure, name):
     """A line about ia2-sft against sft: the mean paired difference and its 95% bootstrap interval, or nothing."""
-    differences = paired(rows, figure=figure)
+    differences = paired(rows, figure)
     if len(differences) < 2:
         return ""
     scale, digits, unit = (100, 1, " points") if figure == "accuracy" else (1, 3, "")
     mean, low, high = (scale * value for value in metrics.bootstrap_interval(differences))
-    return (f"ia2-sft minus sft, {figure}: {mean:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}] "
-            f"(95% bootstrap interval of {len(differences)} paired results)")
+    return (f"- ia2-sft minus sft, {name}: {mean:+.{digits}f}{unit}, 95% bootstrap interval "
+            f"[{low:+.{digits}f}, {high:+.{digits}f}] over {len(differences)} paired results")
+
+
+def tables(rows, methods):
+    """The tables of some rows as Markdown, one for each task and n. `methods` gives the order of the lines."""
+    if not rows:
+        return "There are no results yet.\n"
+    parts, picked = [], pick_rates(rows)
+    for place in dict.fromkeys(map(cell, picked)):
+        found = [row for row in picked if cell(row) == place]
+        model, dataset, source, labels, balanced, n = place
+        sets, tests = len({row["set"] for row in found}), sorted({row["test"] for row in found})
+        kind = f"{labels} as labels, {'balanced' if balanced else 'random'} sets" if labels else "free text"
+        parts.append(f"### {dataset}, n = {n}, {Path(model).name}\n\n{sets} few-shot set{'s' if sets > 1 else ''}, "
+                     f"{' to '.join(map(str, tests))} test queries a task, {kind}; data: {source}")
+        parts.append(markdown(table(found, methods)))
+        in_domain = [row for row in found if row["eval_dataset"] == dataset]
+        others = [row for row in found if row["eval_dataset"] != dataset]
+        parts.append("\n".join(filter(None, (difference(part, figure, f"{name}{domain}")
+                                             for figure, name in (("accuracy", "accuracy"), ("ece", "ECE"))
+                                             for part, domain in ((in_domain, ""), (others, ", out of domain"))))))
+    if any(row["eval_dataset"] != row["dataset"] for row in rows):
+        parts.append("\\* out of domain: tested on a task that was not trained on.")
+    if len({rate for row in rows if (rate := row["lr"])}) > 1:
+        parts.append("The learning rate of each method is the one with the lowest dev loss, averaged over the sets.")
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+# ---- analyses ---------------------------------------------------------------------------------------------------------
+
+
+def report(rows, methods):
+    """The tables and the paper's two analyses as Markdown: activations against calibration, what the updates share."""
+    picked = pick_rates(rows)
+    return "\n".join(filter(None, [tables(rows, methods), asim_by_layer(picked, methods), asim_by_position(picked, methods),
+                                   asim_against_ece(rows), overlap(picked)]))
+
+
+def mean_list(lists):
+    """Element-wise mean of lists whose lengths may differ: each place over the lists that reach it."""
+    return [statistics.fmean(found[place] for found in lists if len(found) > place) for place in range(max(map(len, lists)))]
+
+
+def asim_by_layer(rows, methods, groups=6):
+    """asim to ICL in consecutive groups of layers, averaged over all rows of a method (paper, figure 2)."""
+    lines = []
+    for method in methods:
+        lists = [row["asim_layers"] for row in rows if row["method"] == method and row.get("asim_layers")]
+        if lists and method != "icl":
+            layers = mean_list(lists)
+            edges = [round(k * len(layers) / min(groups, len(layers))) for k in range(min(groups, len(layers)) + 1)]
+            spans = list(zip(edges, edges[1:]))
+            lines.append([method, *(f"{statistics.fmean(layers[low:high]):.3f}" for low, high in spans)])
+    if not lines:
+        return ""
+    head = ["asim to ICL, layers", *(f"{low + 1}-{high}" if high > low + 1 else f"{high}" for low, high in spans)]
+    return "### Activation similarity by layer\n\n" + markdown([head, *lines]) + "\n"
+
+
+def asim_by_position(rows, methods, most=8):
+    """asim to ICL at the first output positions of free-text tasks, averaged over layers; nothing for label tasks."""
+    lines = []
+    for method in methods:
+        lists = [row["asim_positions"] for row in rows if row["method"] == method and len(row.get("asim_positions") or ()) > 1]
+        if lists and method != "icl":
+            lines.append([method, *(f"{value:.3f}" for value in mean_list(lists)[:most])])
+    if not lines:
+        return ""
+    width = max(map(len, lines))
+    lines = [line + ["-"] * (width - len(line)) for line in lines]
+    return "### Activation similarity by output position\n\n" + markdown([["position", *map(str, range(1, width))], *lines]) + "\n"
+
+
+def asim_against_ece(rows):
+    """The rank correlation of asim and ECE over all trained models and tests (paper, figure 3)."""
+    pairs = [(row["asim"], row["ece"]) for row in rows if row["lr"] and row["asim"] is not None and row["ece"] is not None]
+    if len(pairs) < 3:
+        return ""
+    correlation, p = metrics.rank_correlation(*zip(*pairs))
+    if math.isnan(correlation):
+        return ""
+    return ("### Activation similarity against calibration\n\n"
+            f"Spearman's rank correlation of asim and ECE over {len(pairs)} tests of trained models: {correlation:+.3f} "
+            f"(p = {p:.1g}). Below zero: the closer to ICL inside, the better calibrated.\n")
+
+
+def overlap(rows):
+    """Overlap of the subspaces of two methods' updates, per module, over sets and layers (paper, figure 4)."""
+    found, chances = {}, {}
+    for row in rows:
+        for other, modules in (row.get("overlap") or {}).items():
+            for module, layers in modules.items():
+                found.setdefault((row["method"], other), {}).setdefault(module, []).append(layers)
+        chances.update(row.get("overlap_chance") or {})
+    if not found:
+        return ""
+    modules = list(dict.fromkeys(module for by_module in found.values() for module in by_module))
+    parts = []
+    for first, second in found:
+        lists = {module: mean_list(found[first, second].get(module, [[]])) for module in modules}
+        edges = [round(k * len(lists[modules[0]]) / 3) for k in range(4)]
+        parts.append([f"{first}, {second}", *(f"{statistics.fmean(lists[module]):.3f} ("
+                      + ", ".join(f"{statistics.fmean(lists[module][low:high] or [0]):.3f}" for low, high in zip(edges, edges[1:]))
+                      + ")" for module in modules)])
+    parts.append(["chance, r / d_out", *(f"{chances[module]:.3f}" if module in chances else "-" for module in modules)])
+    return ("### Overlap of the updates' subspaces\n\n"
+            + markdown([["methods", *(f"{module}: all layers (first, middle, last third)" for module in modules)], *parts]) + "\n")
 
 
 def comma_separated(rows):
     """The figures of rows as CSV, a line a result, for spreadsheets and plotting."""
-    names = [name for name in rows[0] if not isinstance(rows[0][name], (list, dict))] if rows else []
+    names = list(dict.fromkeys(name for row in rows for name in row if not isinstance(row[name], (list, dict))))
     file = io.StringIO()
     writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
+
+
+def write_report(path, text, rows):
+    """Put the tables as report.md and the figures as report.csv beside a results file; say where, or why not."""
+    folder = Path(path).parent
+    try:
+        (folder / "report.md").write_text(text, encoding="utf-8")
+        (folder / "report.csv").write_text(comma_separated(rows), encoding="utf-8")
+        return f"also written: {folder / 'report.md'} and {folder / 'report.csv'}"
+    except OSError as error:
+        return f"report.md and report.csv were not written beside the results ({error.strerror})"

@@ -60,6 +60,10 @@ class Lab:
     rows: dict
     loaded: list = field(default_factory=list)
 
+    def max_tokens(self):
+        """G: the response tokens of the training task at most."""
+        return 1 if self.train.task.labels else self.options.max_tokens or self.train.task.max_tokens
+
     def model(self):
         if not self.loaded:
             with progress(f"loading {self.name}"):
@@ -92,6 +96,8 @@ def runs_in_memory(model, options):
 
 def open_lab(settings, argv):
     """Read the data and the tokenizer of a command, and the results that are there. Raises UserError for what is wrong."""
+    path = Path(settings.out) / "results.jsonl"
+    rows = {results.key(row): row for row in results.read(path)}
     device = base.pick_device(settings.device)
     name = base.pick_model(settings.model, device)
     entry = base.entry(name)
@@ -103,20 +109,23 @@ def open_lab(settings, argv):
         style = entry.labels
     load = lambda task: data.load(task, settings.data_dir, entry.plain, style, settings.seed, one_token, say)
     train = load(settings.dataset)
+    if train.task.family == "own":
+        kind = f"a label task: {', '.join(train.task.labels)}" if train.task.labels else "free text, compared as a whole"
+        say(f"{train.task.name} is {kind}")
     exams, sources = {}, {}
-    for task in settings.eval:
-        tested = train if task == settings.dataset else load(task)
+    for name_of_task in settings.eval:
+        tested = train if name_of_task == settings.dataset else load(name_of_task)
         data.check_pair(train.task, tested.task)
+        task = tested.task.name
         examples = tested.test
         if settings.test < len(examples):
             examples = random.Random(f"test-{settings.seed}").sample(examples, settings.test)
         tokens = base.label_tokens(tokenizer, tested.label_texts, name)
-        longest = tested.task.max_tokens
-        exams[task] = ia2.Exam(tested.task, examples, tokens, 1 if tokens else settings.max_tokens or longest, settings.bins)
+        longest = 1 if tokens else settings.max_tokens or tested.task.max_tokens
+        exams[task] = ia2.Exam(tested.task, examples, tokens, longest, settings.bins)
         sources[task] = tested.source
     balanced = entry.balanced if settings.balanced is None else settings.balanced
-    path = Path(settings.out) / "results.jsonl"
-    rows = {results.key(row): row for row in results.read(path)}
+    results.make_folder(path.parent)
     return Lab(settings, device, name, tokenizer, train, exams, sources, path,
                shlex.join(["python", "ia2.py", *argv]), balanced and bool(train.task.labels), rows)
 
@@ -134,10 +143,10 @@ def settings_of(lab, plan):
     """All that the outcome of a run depends on, as a flat dict; it goes into every row."""
     options, trained = lab.options, bool(ia2.METHODS[plan.method])
     common = {
-        "method": plan.method, "model": lab.name, "dataset": lab.options.dataset, "source": lab.train.source,
+        "method": plan.method, "model": lab.name, "dataset": lab.train.task.name, "source": lab.train.source,
         "labels": lab.train.label_style, "balanced": lab.balanced, "n": plan.n, "set": plan.few_shot.number,
         "seed": options.seed, "train_data": data.digest(plan.few_shot.train), "dev_data": data.digest(plan.few_shot.dev),
-        "max_tokens": max(exam.max_tokens for exam in lab.exams.values()),
+        "max_tokens": lab.max_tokens(),
     }
     return {**common, "lr": plan.lr, "rank": options.rank, "alpha": options.alpha, "targets": "".join(options.targets),
             "max_epochs": options.max_epochs,
@@ -204,8 +213,7 @@ def run_cell(lab, n):
 def teach(lab, n, few_shot):
     """ICL and base scores of one few-shot set, and its targets: ((training, dev) targets, {task: references})."""
     model, options = lab.model(), lab.options
-    references, longest = {}, max(exam.max_tokens for exam in lab.exams.values())
-    targets = None
+    references, targets = {}, None
     for method, demos in (("icl", few_shot.train), ("base", ())):
         plan, rows = Plan(few_shot, n, None, method), []
         for task, exam in lab.exams.items():
@@ -227,7 +235,7 @@ def teach(lab, n, few_shot):
         keep(lab, [row for row in rows if row["eval_dataset"] in missing(lab, plan)])
     if any(ia2.METHODS[method] for method in options.methods):
         with progress(f"n={n} set {few_shot.number}: targets"):
-            targets = ia2.few_shot_targets(model, lab.tokenizer, few_shot, longest)
+            targets = ia2.few_shot_targets(model, lab.tokenizer, few_shot, lab.max_tokens())
     return targets, references
 
 
@@ -264,7 +272,7 @@ def run_method(lab, plans, teachers, states):
                 teachers[plans[number].few_shot.number][1][task] for number in due])
         seconds = round((time.perf_counter() - start) / max(len(due), 1), 2)
         for number, found in zip(due, figures):
-            extra = {**training[number], "eval_seconds": seconds, "overlap": overlaps(lab, plans[number])}
+            extra = {**training[number], "eval_seconds": seconds, **overlaps(lab, plans[number])}
             extra.pop("history")
             rows[number].append(make_row(lab, plans[number], task, found, extra))
     keep(lab, [row for found in rows for row in found])
@@ -300,7 +308,7 @@ def train_method(lab, plans, folders, teachers, states):
             records[number]["stages"].append(record)
     for plan, folder, record, number in zip(plans, folders, records, range(len(plans))):
         with new_folder(folder) as partial:
-            lora.save(model, partial, number, base_model_name(lab))
+            lora.save(model, partial, number, base.hub_name(lab.name))
             last = record["stages"][-1]
             (partial / "training.json").write_text(json.dumps({
                 "dev_loss": last["dev_loss"], "steps": sum(stage["steps"] for stage in record["stages"]),
@@ -338,24 +346,22 @@ def shared_stage(lab, plans, done, states):
 
 
 def overlaps(lab, plan):
-    """Overlap of this run's update with those of sft, ia2 and ia2-sft on the same few-shot set: {method: {module: [by layer]}}."""
+    """How much this run's update shares with those of sft and ia2 on the same few-shot set.
+
+    overlap: {other method: {module: [by layer]}}; overlap_chance: {module: r / d_out}, what random updates share.
+    """
     if plan.method not in OVERLAPPING:
         return {}
-    own, found = lora.read(lab.path.parent / run_name(lab, plan))[0], {}
+    own, found, chance = lora.read(lab.path.parent / run_name(lab, plan))[0], {}, {}
     for method in OVERLAPPING[:OVERLAPPING.index(plan.method)]:
         folder = lab.path.parent / run_name(lab, replace(plan, method=method))
         if folder.exists():
-            other, modules = lora.read(folder)[0], {}
-            for name in own:
+            other, found[method] = lora.read(folder)[0], {}
+            for name, (_, B) in own.items():
                 module = name.rpartition(".")[2].removesuffix("_proj")
-                overlap = metrics.subspace_overlap(own[name][1], other[name][1])
-                modules.setdefault(module, []).append(round(overlap, 5))
-            found[method] = modules
-    return found
-
-
-def base_model_name(lab):
-    return base.hub_name(lab.name)
+                found[method].setdefault(module, []).append(round(metrics.subspace_overlap(B, other[name][1]), 5))
+                chance[module] = B.shape[1] / B.shape[0]
+    return {"overlap": found, "overlap_chance": chance} if found else {}
 
 
 def run(settings, argv):
@@ -366,7 +372,7 @@ def run(settings, argv):
     keys = [row_key(lab, Plan(data.few_shot_set(lab.train.pool, n, number, settings.seed, lab.balanced), n, lr, method), task)
             for n in settings.n for number in settings.numbers for method in settings.methods
             for lr in (settings.lr if ia2.METHODS[method] else [None]) for task in lab.exams]
-    print(results.report([lab.rows[key] for key in keys], list(ia2.METHODS)))
+    print(results.tables([lab.rows[key] for key in keys], list(ia2.METHODS)), end="")
     say(f"results: {lab.path}; adapters: the folders beside it")
 
 
@@ -378,7 +384,9 @@ def main(argv=None):
             rows = results.read(settings.report)
             if not Path(settings.report).exists():
                 raise UserError(f"there is no results file {settings.report}; give the path of a results.jsonl")
-            print(results.report(rows, list(ia2.METHODS)))
+            text = results.report(rows, list(ia2.METHODS))
+            print(text, end="")
+            say(results.write_report(settings.report, text, rows))
         else:
             run(settings, argv)
         return 0
