@@ -28,13 +28,13 @@ def whole(low, high=10**9):
 
 
 def positive(text):
-    """An option's type: a finite number above zero."""
+    """An option's type: a number above zero that float32 arithmetic can take."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    if not 0 < value <= 1e30:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1e+30, not {text!r}")
     return value
 
 

@@ -83,7 +83,7 @@ def runs_in_memory(model, options):
     and the best copy, 16 at most on a CPU, where more gain nothing, and 64 on a GPU."""
     sizes = [module.in_features + module.out_features for name, module in model.named_modules()
              if name.rpartition(".")[2] in {f"{target}_proj" for target in options.targets}]
-    need = 5 * 4 * options.rank * sum(sizes)
+    need = max(1, 5 * 4 * options.rank * sum(sizes))
     if model.device.type == "cuda":
         return max(1, min(64, torch.cuda.mem_get_info()[0] // 2 // need))
     import psutil

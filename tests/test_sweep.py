@@ -227,6 +227,7 @@ def test_a_bad_teacher_is_reported(call):
     (["--n", "20000"], "more than the pool of"),
     (["--lr", "0"], "must be a number above 0"),
     (["--lr", "nan"], "must be a number above 0"),
+    (["--lr", "1e31"], "must be a number above 0 and at most 1e+30"),
     (["--sets", "0"], "must be a whole number of 1 or more"),
     (["--set", "-1"], "argument --set"),
     (["--set", "1", "--sets", "2"], "not allowed with"),
@@ -253,8 +254,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(options, message, call, capsys,
 
 
 def test_a_diverging_run_stops_with_a_sentence(call):
-    code, _, err, _ = call("--lr", "1e30", "--methods", "sft")
-    assert code == 2 and "the sft loss is" in err and "smaller --lr" in err
+    code, _, err, _ = call("--lr", "1e30", "--methods", "ia2")
+    assert code == 2 and "the ia2 loss is" in err and "smaller --lr" in err
 
 
 def test_a_model_without_the_projections_is_named(place, call, tokenizer):
