@@ -262,7 +262,7 @@ def train(model, kind, runs, max_epochs=50, batch_size=4, eval_every=2, patience
     batch. At the end every run is back at its best adapter, a real copy of its weights (paper, section 4).
     Raises UserError when a loss is not finite.
     """
-    optimiser = torch.optim.Adam([{"params": lora.parameters(model, run.number), "lr": run.lr} for run in runs])
+    optimiser = torch.optim.Adam([{"params": lora.parameters(model, run.number), "lr": run.lr} for run in runs], fused=True)
     queues = {run.number: run.batches(batch_size, max_epochs) for run in runs}
     last = {run.number: max_epochs * -(-len(run.train) // batch_size) for run in runs}
     for run in runs:

@@ -23,8 +23,8 @@ from fetch import PINS, UserError, cached, download
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-ROW_TOKENS = 256      # a row is filled up to here: longer rows pay for attention, which grows with the square
-TRAIN_TOKENS = 768    # tokens of one forward and backward pass; bounds the memory of training
+ROW_TOKENS = 128      # a row is filled up to here: longer rows pay for attention, which grows with the square
+TRAIN_TOKENS = 1024   # tokens of one forward and backward pass; bounds the memory of training
 EVAL_TOKENS = 2048    # tokens of one forward pass without gradients
 CACHE_BYTES = 2**29   # keys and values of one batch of generation
 DISTINCT = ("the labels {} and {} start with the same token under the tokenizer of {}, so they cannot be told apart; "
@@ -241,16 +241,34 @@ class Rows:
     order: list
 
 
-def lay_rows(lengths, width):
-    """First-fit decreasing: rows of sequence numbers that fill `width` tokens well; longer ones get their own row."""
-    rows, filled = [], []
-    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        place = next((place for place, used in enumerate(filled) if used + lengths[number] <= width), len(rows))
+def lay_passes(sequences, max_tokens):
+    """Sequence numbers in passes of about `max_tokens` tokens, each pass in rows that are filled well.
+
+    Sequences of one run stay together, so that a pass multiplies with few adapters, and those of similar length, so
+    that rows need little filling up. Within a pass: first-fit decreasing into rows of `ROW_TOKENS`, or as long as the
+    longest sequence.
+    """
+    order = sorted(range(len(sequences)), key=lambda number: (sequences[number].run, -len(sequences[number].tokens)))
+    passes, used = [], max_tokens
+    for number in order:
+        if used + len(sequences[number].tokens) > max_tokens:
+            passes.append([])
+            used = 0
+        passes[-1].append(number)
+        used += len(sequences[number].tokens)
+    return [lay_rows(numbers, [len(sequences[number].tokens) for number in numbers]) for numbers in passes]
+
+
+def lay_rows(numbers, lengths):
+    """First-fit decreasing: rows of sequence numbers."""
+    width, rows, filled = max(ROW_TOKENS, *lengths), [], []
+    for length, number in sorted(zip(lengths, numbers), key=lambda pair: -pair[0]):
+        place = next((place for place, used in enumerate(filled) if used + length <= width), len(rows))
         if place == len(rows):
             rows.append([])
             filled.append(0)
         rows[place].append(number)
-        filled[place] += lengths[number]
+        filled[place] += length
     return rows
 
 
@@ -303,13 +321,8 @@ def forward(model, sequences, prefix=None, capture=False, max_tokens=None):
     so that memory does not grow with the number of sequences. With `capture`, self-attention outputs are read too.
     """
     max_tokens = max_tokens or (TRAIN_TOKENS if torch.is_grad_enabled() else EVAL_TOKENS)
-    lengths = [len(sequence.tokens) for sequence in sequences]
-    rows = lay_rows(lengths, ROW_TOKENS)
-    while rows:
-        width = sum(lengths[number] for number in rows[0])
-        count = max(1, max_tokens // max(width, 1))
-        packed = pack(sequences, rows[:count], prefix.length if prefix else 0, model.device)
-        rows = rows[count:]
+    for rows in lay_passes(sequences, max_tokens):
+        packed = pack(sequences, rows, prefix.length if prefix else 0, model.device)
         yield spans(packed, sequences), run(model, packed, prefix, capture)
 
 

@@ -38,7 +38,7 @@ def call(place, tmp_path, capsys):
         code = sweep.main(["--dataset", "sst2", "--data-dir", str(place / "bench"), "--model", str(place / "tiny"),
                            "--out", str(tmp_path / out), *quick, *map(str, options)])
         found = capsys.readouterr()
-        return code, found.out, found.err, rows_of(tmp_path / out)
+        return code, found.out, found.err, rows_of(tmp_path / out) if code == 0 else {}
     return run
 
 
