@@ -280,12 +280,9 @@ def read_hub(hub):
     Returns None where there is neither, decided within 5 seconds.
     """
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # nothing is sent anywhere
-    import datasets
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
     revision = CONVERTED if hub.files else None
     try:
         sha = huggingface_hub.HfApi().dataset_info(hub.repo, revision=revision, timeout=3).sha
@@ -293,9 +290,15 @@ def read_hub(hub):
         raise UserError(f"the hub refuses {hub.repo} ({error.response.status_code}); log in with `hf auth login` if "
                         "it is gated, or use --data-dir with local copies") from None
     except Exception:  # no network, no name server, a proxy in the way, offline mode: each has its own class
-        # Asked again, `datasets` would retry for half a minute; in offline mode it looks at its cache alone.
-        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
         sha = None
+    if sha is None and not list(Path(huggingface_hub.constants.HF_HOME, "datasets").glob(f"*{hub.repo.split('/')[1]}*")):
+        return None
+    import datasets
+
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    if sha is None:  # asked again, `datasets` would retry for half a minute; in offline mode it looks at its cache alone
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         rows = load_hub_rows(hub.repo, hub, revision=revision or sha)
     except Exception as error:

@@ -25,7 +25,7 @@ transformers.logging.disable_progress_bar()
 
 ROW_TOKENS = 128      # a row is filled up to here: longer rows pay for attention, which grows with the square
 TRAIN_TOKENS = 1024   # tokens of one forward and backward pass; bounds the memory of training
-EVAL_TOKENS = 2048    # tokens of one forward pass without gradients
+EVAL_TOKENS = 1024    # tokens of one forward pass without gradients
 CACHE_BYTES = 2**29   # keys and values of one batch of generation
 DISTINCT = ("the labels {} and {} start with the same token under the tokenizer of {}, so they cannot be told apart; "
             "use --labels words, digits or remap")
