@@ -3,7 +3,8 @@ import re
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-NUMBER = re.compile(r"[-+]?\s?\$?\s?(?:\d{1,3}(?:,\d{3})+|\d+)?\.?\d+(?:\s?/\s?\d+)?|\d+\.")
+AMOUNT = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+NUMBER = re.compile(rf"(?:(?<![\w).])-\s?)?\$?\s?(?:(?<=\$)-)?(?:{AMOUNT})(?:\s?/\s?\d+)?")  # a minus behind a digit subtracts
 ANSWER_IS = re.compile(r"answer(?:\s+is|\s*:)", re.IGNORECASE)
 
 
@@ -15,7 +16,8 @@ def after_hashes(text):
 
 def to_number(text):
     """`1,234`, `-$3.50`, `3/4` -> a Fraction, or None."""
-    text = re.sub(r"[\s,$+]", "", text).rstrip(".")
+    text = re.sub(r"[\s$+]", "", text).rstrip(".")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     try:
         top, slash, bottom = text.partition("/")
         value = Fraction(Decimal(top))
@@ -47,7 +49,7 @@ def same_number(predicted, expected):
 def boxed(text):
     r"""What the last complete `\boxed{...}` (or `\fbox{...}`) holds, nested braces and all, or None."""
     found = None
-    for match in re.finditer(r"\\f?boxed\s*\{", text.replace("\\fbox", "\\boxed")):
+    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
         depth, start = 1, match.end()
         for place in range(start, len(text)):
             depth += {"{": 1, "}": -1}.get(text[place], 0)

@@ -60,7 +60,8 @@ def append(path, rows):
     path = Path(path)
     with FileLock(path.with_name(f".{path.name}.lock")):
         known = {key(row) for row in read(path)}
-        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows if key(row) not in known).encode()
+        new = {key(row): row for row in rows if key(row) not in known}
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in new.values()).encode()
         with open(path, "ab") as file:
             size = path.read_bytes().rfind(b"\n") + 1
             file.truncate(size)
