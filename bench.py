@@ -26,9 +26,16 @@ import model as base
 import options
 import results
 
-WORD_PROBLEM = ("{a} children each bring {b} apples to school and share them out into {c} baskets, the same number in each. The "
-                "teacher then adds {d} more apples to every basket. How many apples are there in one basket?")
-WORKED = " They bring {a} * {b} = {ab} apples. One basket gets {ab} / {c} = {q}. With {d} more it has {q} + {d} = {r}.\n#### {r}"
+# Grade-school word problems with worked answers, about as long as GSM8K's (190 tokens each) and written as those are.
+WORD_PROBLEM = (
+    "On Monday morning the {a} children of the village school each bring {b} ripe apples from home, because the whole school is "
+    "getting ready for the harvest fair. The teacher asks them to share all of their apples out into {c} large baskets, so that "
+    "every basket holds the same number. In the afternoon a farmer who lives next door comes by and kindly adds {d} more apples "
+    "to every single basket. How many apples are there in one basket when the fair begins?")
+WORKED = (
+    " The {a} children bring {b} apples each, so together they bring {a} * {b} = <<{a}*{b}={ab}>>{ab} apples to the school.\n"
+    "They are shared out into {c} baskets, so one basket gets {ab} / {c} = <<{ab}/{c}={q}>>{q} apples.\n"
+    "With the {d} apples of the farmer there are {q} + {d} = <<{q}+{d}={r}>>{r} apples in it.\n#### {r}")
 
 
 # ---- the plain way --------------------------------------------------------------------------------------------------
@@ -187,6 +194,7 @@ def measure(name, device, repeats, epochs, queries):
     lora.add(model, runs=15)
     weights = sum(weight.numel() for module in model.get_decoder().layers.modules()
                   if isinstance(module, torch.nn.Linear) for weight in module.parameters())
+    adapter = sum(weight.numel() for weight in lora.parameters(model))
     head = model.get_output_embeddings().weight.numel()
     length = lambda examples, demos=(): sum(
         len(ia2.prompt_tokens(model, tokenizer, before, example.query)) for example, before in zip(examples, demos or [()] * len(examples)))
@@ -216,10 +224,10 @@ def measure(name, device, repeats, epochs, queries):
         ia2.train(model, ia2.stage(name), runs, max_epochs=epochs, patience=epochs)
 
     def work(choices, epochs):
-        """(FLOPs, tokens) of an IA2 stage: 4 per weight and token of training, 2 per weight and dev token."""
+        """(FLOPs, tokens) of an IA2 stage: per training token 4 for a frozen weight and 6 for an adapter's, per dev token 2."""
         trained = epochs * sum(len(target.query) for s, _ in choices for target in targets[s][0])
         read = epochs // 2 * sum(len(target.query) for s, _ in choices for target in targets[s][1])
-        return weights * (4 * trained + 2 * read), trained + read
+        return weights * (4 * trained + 2 * read) + adapter * (6 * trained + 2 * read), trained + read
 
     def plainly(name):
         lora.reset(model, 0)
