@@ -8,7 +8,6 @@ projection and without a cache. Both ways are timed in turn in the same run; sec
 machine's limit is useful FLOPs (2 x weights x tokens that had to be processed, the backward pass through frozen weights
 counted once) per second, over the measured rate of a large matrix product of the model's own shapes.
 """
-import argparse
 import json
 import platform
 import statistics
@@ -24,6 +23,7 @@ import ia2
 import lora
 import model as base
 import options
+import packing
 import results
 
 # Grade-school word problems with worked answers, about as long as GSM8K's (190 tokens each) and written as those are.
@@ -196,9 +196,6 @@ def measure(name, device, repeats, epochs, queries):
                   if isinstance(module, torch.nn.Linear) for weight in module.parameters())
     adapter = sum(weight.numel() for weight in lora.parameters(model))
     head = model.get_output_embeddings().weight.numel()
-    length = lambda examples, demos=(): sum(
-        len(ia2.prompt_tokens(model, tokenizer, before, example.query)) for example, before in zip(examples, demos or [()] * len(examples)))
-
     demos = [data.leave_one_out(sets[0], place) for place in range(4)] + [sets[0].train] * 2
     examples = sets[0].train + sets[0].dev
     prompts = [ia2.prompt_tokens(model, tokenizer, before, example.query) for example, before in zip(examples, demos)]
@@ -261,7 +258,7 @@ def intensities(model, targets, weights):
     found = {}
     for count in (1, 5, 15, 60):
         sequences = [ia2.sequence(target.query, target.icl, run) for run in range(count) for target in targets[run % 5][0]]
-        tokens, passes = sum(len(s.tokens) for s in sequences), len(base.lay_passes(sequences, base.TRAIN_TOKENS))
+        tokens, passes = sum(len(s.tokens) for s in sequences), len(packing.lay_passes(sequences, base.PASS_TOKENS))
         found[count] = 4 * weights * tokens / (passes * 2 * weights * model.dtype.itemsize)
     return found
 

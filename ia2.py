@@ -20,7 +20,9 @@ import data
 import lora
 import metrics
 import model as base
+import packing
 from fetch import UserError
+from tasks import Task
 
 # ---- methods ------------------------------------------------------------------------------------------------------
 
@@ -71,7 +73,7 @@ class Target:
 
 def sequence(query, response, run=0):
     """X and Y as the model reads them: the last token of Y predicts nothing of the response, so it is left out."""
-    return base.Sequence((*query, *response[:-1]), len(response), run)
+    return packing.Sequence((*query, *response[:-1]), len(response), run)
 
 
 def prompt_tokens(model, tokenizer, demos, query, max_tokens=1):
@@ -309,7 +311,7 @@ ASIM_QUERIES = (200, 8)  # held-out queries whose activations are compared: labe
 @dataclass(frozen=True)
 class Exam:
     """Test queries of one task and how they are answered: tokens of the labels, or a parser for free text."""
-    task: data.Task
+    task: Task
     examples: list
     label_tokens: list
     max_tokens: int
@@ -341,7 +343,7 @@ def answer_labels(model, tokenizer, exam, prompts, prefix, runs, references, rep
     many, wanted = len(prompts), exam.label_tokens
     probabilities, top1 = torch.zeros(len(runs), many, len(wanted)), torch.zeros(len(runs), many)
     tables, targets = [metrics.MeanTable() for _ in runs], [None] * min(many, ASIM_QUERIES[0])
-    work = [base.Sequence(prompt, 1, run) for run in runs for prompt in prompts]
+    work = [packing.Sequence(prompt, 1, run) for run in runs for prompt in prompts]
     for placed, output in base.forward(model, work, prefix, capture=bool(prefix or references)):
         scores = base.logits(model, output.hidden).float().softmax(-1)
         chosen, best = scores[:, wanted].cpu(), scores.argmax(-1).cpu()

@@ -19,16 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import lora
 from fetch import PINS, UserError, cached, download
+from packing import Sequence, lay_passes, pack, spans
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-ROW_TOKENS = 128      # a row is filled up to here: longer rows pay for attention, which grows with the square
-TRAIN_TOKENS = 1024   # tokens of one forward and backward pass; bounds the memory of training
-EVAL_TOKENS = 1024    # tokens of one forward pass without gradients
+PASS_TOKENS = 1024    # tokens of one forward (and backward) pass: enough to keep the cores busy, and a bound on memory
 CACHE_BYTES = 2**29   # keys and values of one batch of generation
-DISTINCT = ("the labels {} and {} start with the same token under the tokenizer of {}, so they cannot be told apart; "
-            "use --labels words, digits or remap")
 
 
 @dataclass(frozen=True)
@@ -203,19 +200,12 @@ def label_tokens(tokenizer, texts, name="the model"):
     tokens = [encode_response(tokenizer, text)[0] for text in texts]
     for place, token in enumerate(tokens):
         if token in tokens[:place]:
-            raise UserError(DISTINCT.format(repr(texts[tokens.index(token)]), repr(texts[place]), name))
+            raise UserError(f"the labels {texts[tokens.index(token)]!r} and {texts[place]!r} start with the same token under "
+                            f"the tokenizer of {name}, so they cannot be told apart; use --labels words, digits or remap")
     return tokens
 
 
-# ---- packed rows --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """Input tokens of one example. The last `outputs` (G) of them are the output positions; `run` owns the tokens."""
-    tokens: tuple
-    outputs: int
-    run: int = 0
+# ---- packed passes ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -223,88 +213,6 @@ class Prefix:
     """Keys and values of tokens that come before every sequence: per layer a pair (1, key heads, P, head size)."""
     layers: list
     length: int
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Sequences laid into B rows of T tokens.
-
-    tokens, positions, owner (B, T); mask (B, 1, T, P + T), true where a token may look; rows, columns (N): the output
-    positions of all sequences, in the order of `order`, the numbers of the sequences.
-    """
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    owner: torch.Tensor
-    mask: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
-    order: list
-
-
-def lay_passes(sequences, max_tokens):
-    """Sequence numbers in passes of about `max_tokens` tokens, each pass in rows that are filled well.
-
-    Sequences of one run stay together, so that a pass multiplies with few adapters, and those of similar length, so
-    that rows need little filling up. Within a pass: first-fit decreasing into rows of `ROW_TOKENS`, or as long as the
-    longest sequence.
-    """
-    order = sorted(range(len(sequences)), key=lambda number: (sequences[number].run, -len(sequences[number].tokens)))
-    passes, used = [], max_tokens
-    for number in order:
-        if used + len(sequences[number].tokens) > max_tokens:
-            passes.append([])
-            used = 0
-        passes[-1].append(number)
-        used += len(sequences[number].tokens)
-    return [lay_rows(numbers, [len(sequences[number].tokens) for number in numbers]) for numbers in passes]
-
-
-def lay_rows(numbers, lengths):
-    """First-fit decreasing: rows of sequence numbers."""
-    width, rows, filled = max(ROW_TOKENS, *lengths), [], []
-    for length, number in sorted(zip(lengths, numbers), key=lambda pair: -pair[0]):
-        place = next((place for place, used in enumerate(filled) if used + length <= width), len(rows))
-        if place == len(rows):
-            rows.append([])
-            filled.append(0)
-        rows[place].append(number)
-        filled[place] += length
-    return rows
-
-
-def pack(sequences, rows, prefix_length, device):
-    """Lay sequences into rows (lists of their numbers), as `Rows`.
-
-    Positions restart at the prefix's length in each sequence. What is left at a row's end is a segment of its own
-    that nobody reads.
-    """
-    width = max(sum(len(sequences[number].tokens) for number in row) for row in rows)
-    tokens, positions, owner, segment, at_rows, at_columns, order = [], [], [], [], [], [], []
-    for place, row in enumerate(rows):
-        ids, where, whose, which = [], [], [], []
-        for number in row:
-            sequence = sequences[number]
-            length = len(sequence.tokens)
-            ids += sequence.tokens
-            where += range(prefix_length, prefix_length + length)
-            whose += [sequence.run] * length
-            which += [number] * length
-            at_rows += [place] * sequence.outputs
-            at_columns += range(len(ids) - sequence.outputs, len(ids))
-            order.append(number)
-        rest = width - len(ids)
-        tokens.append(ids + [0] * rest)
-        positions.append(where + [0] * rest)
-        owner.append(whose + [whose[-1]] * rest)
-        segment.append(which + [-1] * rest)
-    segment = torch.tensor(segment, device=device)
-    causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    mask = (segment[:, :, None] == segment[:, None, :]) & causal
-    if prefix_length:
-        mask = torch.cat([mask.new_ones(len(rows), width, prefix_length), mask], dim=-1)
-    tensor = lambda values: torch.tensor(values, device=device)
-    return Rows(tensor(tokens), tensor(positions), tensor(owner), mask[:, None], tensor(at_rows), tensor(at_columns),
-                order)
 
 
 @dataclass(frozen=True)
@@ -320,19 +228,9 @@ def forward(model, sequences, prefix=None, capture=False, max_tokens=None):
     `order` is a list of (sequence number, slice of the N output positions). A pass takes about `max_tokens` tokens,
     so that memory does not grow with the number of sequences. With `capture`, self-attention outputs are read too.
     """
-    max_tokens = max_tokens or (TRAIN_TOKENS if torch.is_grad_enabled() else EVAL_TOKENS)
-    for rows in lay_passes(sequences, max_tokens):
+    for rows in lay_passes(sequences, max_tokens or PASS_TOKENS):
         packed = pack(sequences, rows, prefix.length if prefix else 0, model.device)
         yield spans(packed, sequences), run(model, packed, prefix, capture)
-
-
-def spans(packed, sequences):
-    """[(sequence number, slice of the output positions)] of packed rows."""
-    placed, start = [], 0
-    for number in packed.order:
-        placed.append((number, slice(start, start + sequences[number].outputs)))
-        start += sequences[number].outputs
-    return placed
 
 
 def run(model, packed, prefix=None, capture=False):

@@ -10,6 +10,7 @@ import bench
 import data
 import ia2
 import lora
+from tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_plain_training_ends_at_the_same_dev_loss(name, model, tokenizer, movies
 
 
 def test_word_problems_are_right():
-    task = data.TASKS["gsm8k"]
+    task = TASKS["gsm8k"]
     for example in bench.word_problems(5):
         a, b, c, d = (int(word) for word in example.query.split() if word.isdigit())
         assert task.parse(example.response) == a * b // c + d and a * b % c == 0

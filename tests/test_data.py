@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from samples import ROWS, folder
 
 import data
+import tasks
 from fetch import UserError
 
 WORDED = ("sst2", "finsen", "poems", "agnews", "bbcnews")
@@ -21,7 +22,7 @@ def samples(tmp_path_factory):
 # ---- tasks and prompts ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, task in data.TASKS.items() if not task.snippets])
+@pytest.mark.parametrize("name", [name for name, task in tasks.TASKS.items() if not task.snippets])
 def test_every_task_reads_its_rows(name, samples):
     found = data.load(name, samples)
     assert found.pool and found.test and found.source.startswith("folder:")
@@ -82,8 +83,8 @@ def test_neutral_rows_are_left_out(samples):
 
 
 def test_rated_snippets_are_labelled_by_the_sign_of_strong_ratings(movies):
-    assert data.rated({"text": "fine", "rating": 1.0}) is None and data.rated({"text": "bad", "rating": -0.5}) is None
-    assert data.rated({"text": "great", "rating": 2.5}).label == 1 and data.rated({"text": "bad", "rating": -1.1}).label == 0
+    assert tasks.rated({"text": "fine", "rating": 1.0}) is None and tasks.rated({"text": "bad", "rating": -0.5}) is None
+    assert tasks.rated({"text": "great", "rating": 2.5}).label == 1 and tasks.rated({"text": "bad", "rating": -1.1}).label == 0
     assert len(movies.pool) > 5000 and len(movies.test) > 500
 
 
@@ -97,12 +98,12 @@ def test_no_test_text_is_in_the_pool(movies):
 
 
 def test_labels_are_digits_words_or_arbitrary_names():
-    task = data.TASKS["qasc"]
+    task = tasks.TASKS["qasc"]
     assert data.label_texts(task, "digits") == list("01234567")
-    assert data.label_texts(data.TASKS["sst2"], "words") == [" negative", " positive"]
+    assert data.label_texts(tasks.TASKS["sst2"], "words") == [" negative", " positive"]
     names = data.label_texts(task, "remap", seed=1)
     assert len(set(names)) == 8 and names != data.label_texts(task, "remap", seed=2)
-    assert data.label_texts(data.TASKS["sciq-mc"], "remap", seed=1) == names[:4], "tasks of a family share their names"
+    assert data.label_texts(tasks.TASKS["sciq-mc"], "remap", seed=1) == names[:4], "tasks of a family share their names"
     with pytest.raises(UserError, match="too few of the words"):
         data.label_texts(task, "remap", is_one_token=lambda text: False)
 
@@ -110,14 +111,14 @@ def test_labels_are_digits_words_or_arbitrary_names():
 @pytest.mark.parametrize("train, test", [("sst2", "finsen"), ("movies", "tweets"), ("agnews", "bbcnews"),
                                          ("sciq-mc", "qasc"), ("qasc", "arc"), ("gsm8k", "gsm8ks")])
 def test_pairs_of_one_family_can_be_tested_on_each_other(train, test):
-    data.check_pair(data.TASKS[train], data.TASKS[test])
+    data.check_pair(tasks.TASKS[train], tasks.TASKS[test])
 
 
 @pytest.mark.parametrize("train, test", [("sst2", "agnews"), ("gsm8k", "sst2"), ("sst2", "gsm8k"), ("strategytf", "sst2"),
                                          ("gsm8k", "hmath-algebra"), ("sciq", "sciq-mc"), ("agnews", "qasc")])
 def test_pairs_whose_answers_differ_are_refused(train, test):
     with pytest.raises(UserError, match=f"trained on {train} cannot be tested on {test}.*choose a task with the same"):
-        data.check_pair(data.TASKS[train], data.TASKS[test])
+        data.check_pair(tasks.TASKS[train], tasks.TASKS[test])
 
 
 # ---- few-shot sets ------------------------------------------------------------------------------------------------------
@@ -266,10 +267,10 @@ def test_an_unknown_task_gets_the_nearest_name():
         data.load("movie")
 
 
-@pytest.mark.parametrize("name", [name for name, task in data.TASKS.items() if task.hub])
+@pytest.mark.parametrize("name", [name for name, task in tasks.TASKS.items() if task.hub])
 def test_datasets_reads_each_repository_layout(name, tmp_path):
     """The hub's repositories as local folders: parquet for those that are stored or converted so, read by `datasets`."""
-    task = data.TASKS[name]
+    task = tasks.TASKS[name]
     rows = [ROWS[task.folder or name](k) for k in range(6)]
     for split in {task.hub.train, task.hub.test}:
         place = tmp_path / (task.hub.files.replace("*", "0000").format(split=split) if task.hub.files
@@ -290,8 +291,8 @@ def test_datasets_reads_each_repository_layout(name, tmp_path):
 def test_jsonl_repositories_are_read_too(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(ROWS["bbcnews"](k)) + "\n" for k in range(5)))
-    found = data.load_hub_rows(str(tmp_path), data.TASKS["bbcnews"].hub)
-    assert len(data.read_items(data.TASKS["bbcnews"], found["test"], "x")) == 5
+    found = data.load_hub_rows(str(tmp_path), tasks.TASKS["bbcnews"].hub)
+    assert len(data.read_items(tasks.TASKS["bbcnews"], found["test"], "x")) == 5
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import ia2
 import lora
 import model as base
 from fetch import UserError
+from tasks import TASKS
 
 
 def plain_pass(model, tokens, outputs):
@@ -352,7 +353,7 @@ def test_the_whole_pipeline_in_bfloat16_with_a_float32_adapter(family, tokenizer
 def test_the_whole_pipeline_on_free_text(family, tokenizer):
     model = tiny(family, vocabulary=49152)
     lora.add(model, runs=2)
-    task = data.TASKS["gsm8k"]
+    task = TASKS["gsm8k"]
     examples = [data.Example(f"Question:What is {k} and {k}?\nAnswer:", f" Twice {k}.\n#### {2 * k}") for k in range(8)]
     shots = data.few_shot_set(examples, 4)
     train, dev = ia2.few_shot_targets(model, tokenizer, shots, max_tokens=8)

@@ -1,12 +1,13 @@
 """pytest tests/test_model.py: packed rows, captured activations, the shared prefix and generation against plain passes."""
 import pytest
 import torch
+from conftest import CPU, random_prompts, randomise, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from conftest import CPU, random_prompts, randomise, tiny
 
 import lora
 import model as base
+import packing
 from fetch import UserError
 
 LENGTHS = [5, 17, 3, 60, 1, 31, 250, 8]
@@ -160,16 +161,16 @@ def test_a_tokenizer_without_an_end_is_refused(tiny_model):
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 3)), min_size=1, max_size=40), st.integers(1, 900))
 def test_passes_hold_every_sequence_once_within_their_tokens(pairs, max_tokens):
     sequences = [base.Sequence((5,) * length, 1, run) for length, run in pairs]
-    passes = base.lay_passes(sequences, max_tokens)
+    passes = packing.lay_passes(sequences, max_tokens)
     assert sorted(number for rows in passes for row in rows for number in row) == list(range(len(pairs)))
     owners = [[sequences[number].run for row in rows for number in row] for rows in passes]
     assert all(max(before) <= min(after) for before, after in zip(owners, owners[1:])), "runs stay together"
     for rows in passes:
         lengths = [[len(sequences[number].tokens) for number in row] for row in rows]
         assert sum(map(sum, lengths)) <= max(max_tokens, lengths[0][0])
-        assert all(sum(row) <= max(base.ROW_TOKENS, lengths[0][0]) for row in lengths)
-        packed = base.pack(sequences, rows, 7, CPU)
-        for place, (number, spot) in enumerate(base.spans(packed, sequences)):
+        assert all(sum(row) <= max(packing.ROW_TOKENS, lengths[0][0]) for row in lengths)
+        packed = packing.pack(sequences, rows, 7, CPU)
+        for place, (number, spot) in enumerate(packing.spans(packed, sequences)):
             row, column = packed.rows[spot].item(), packed.columns[spot].item()
             first = column - len(sequences[number].tokens) + 1
             assert packed.positions[row, first:column + 1].tolist() == list(range(7, 7 + column - first + 1))
@@ -179,8 +180,8 @@ def test_passes_hold_every_sequence_once_within_their_tokens(pairs, max_tokens):
 
 def test_rows_are_filled_well():
     lengths = torch.randint(15, 45, (60,), generator=torch.Generator().manual_seed(0)).tolist()
-    (rows,) = base.lay_passes([base.Sequence((5,) * length, 1) for length in lengths], 10_000)
-    assert sum(lengths) / (len(rows) * base.ROW_TOKENS) > 0.9
+    (rows,) = packing.lay_passes([base.Sequence((5,) * length, 1) for length in lengths], 10_000)
+    assert sum(lengths) / (len(rows) * packing.ROW_TOKENS) > 0.9
 
 
 def test_labels_that_start_alike_are_refused(tokenizer):
