@@ -191,6 +191,8 @@ def stage(name, sft_on=None, beta=None):
     return Stage(name, tuple((loss, own if which == "own" else which) for loss, which in STAGES[name]), beta)
 
 
+BATCH = 4  # examples a step at most
+
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +258,7 @@ def start_beta(model, kind, run):
     return ia2 / max(sft, 0.1)
 
 
-def train(model, kind, runs, max_epochs=50, batch_size=4, eval_every=2, patience=5, report=lambda *values: None):
+def train(model, kind, runs, max_epochs=50, batch_size=BATCH, eval_every=2, patience=5, report=lambda *values: None):
     """Train the adapters of `runs` on the stage `kind`, together; each comes out as if it had been trained alone.
 
     Adam without weight decay, up to `batch_size` examples a step, `max_epochs` at most. Every `eval_every` steps each

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-ROW_TOKENS = 128      # a row is filled up to here: longer rows pay for attention, which grows with the square
+ROW_TOKENS = 256     # rows are at most this long, unless a sequence is longer
+WEIGHT_COST = 1000   # a token costs as much in the weights as in attention over about this many places
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ def lay_passes(sequences, max_tokens):
     """Sequence numbers in passes of about `max_tokens` tokens, each pass in rows that are filled well.
 
     Sequences of one run stay together, so that a pass multiplies with few adapters, and those of similar length, so
-    that rows need little filling up. Within a pass: first-fit decreasing into rows of `ROW_TOKENS`, or as long as the
-    longest sequence.
+    that rows need little filling up.
     """
     order = sorted(range(len(sequences)), key=lambda number: (sequences[number].run, -len(sequences[number].tokens)))
     passes, used = [], max_tokens
@@ -53,15 +53,30 @@ def lay_passes(sequences, max_tokens):
 
 
 def lay_rows(numbers, lengths):
-    """First-fit decreasing: rows of sequence numbers."""
-    width, rows, filled = max(ROW_TOKENS, *lengths), [], []
-    for length, number in sorted(zip(lengths, numbers), key=lambda pair: -pair[0]):
-        place = next((place for place, used in enumerate(filled) if used + length <= width), len(rows))
+    """Rows of sequence numbers: first-fit decreasing, for the row length that costs least.
+
+    A row costs its length in the weights and its square in attention, its unfilled end included.
+    """
+    def cost(rows):
+        width = max(sum(length for length, _ in row) for row in rows)
+        return len(rows) * width * (WEIGHT_COST + width)
+
+    pairs = sorted(zip(lengths, numbers), key=lambda pair: -pair[0])
+    widths = range(pairs[0][0], max(ROW_TOKENS, pairs[0][0]) + 1, 4)
+    best = min((first_fit(pairs, width) for width in widths), key=cost)
+    return [[number for _, number in row] for row in best]
+
+
+def first_fit(pairs, width):
+    """(length, number) pairs, longest first -> rows of at most `width` tokens, each pair in the first row with room."""
+    rows, room = [], []
+    for pair in pairs:
+        place = next((place for place, free in enumerate(room) if free >= pair[0]), len(rows))
         if place == len(rows):
             rows.append([])
-            filled.append(0)
-        rows[place].append(number)
-        filled[place] += length
+            room.append(width)
+        rows[place].append(pair)
+        room[place] -= pair[0]
     return rows
 
 

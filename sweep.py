@@ -41,7 +41,7 @@ def progress(label, total=None, unit="it"):
     with tqdm(total=total, desc=label, unit=unit, disable=not shown, file=sys.stderr, leave=True) as bar:
         yield bar
     if not shown:
-        say(f"{label}: {time.perf_counter() - start:.1f} s")
+        say(f"{label}: {time.perf_counter() - start:.1f} s{', ' + bar.postfix if getattr(bar, 'postfix', None) else ''}")
 
 
 @dataclass
@@ -296,10 +296,13 @@ def train_method(lab, plans, folders, teachers, states):
             kind = ia2.stage(name, options.sft_on, options.beta)
             runs = [ia2.Run(number, *teachers[plan.few_shot.number][0], plan.lr,
                             f"{options.seed}-{plan.few_shot.number}-{name}") for number, plan in enumerate(plans)]
-            with progress(f"{label(plans)}: training {method}, stage {name}", options.max_epochs) as bar:
+            steps = options.max_epochs * -(-plans[0].n // ia2.BATCH)
+            with progress(f"{label(plans)}: training {method}, stage {name}", steps, "step") as bar:
                 def report(step, active, runs):
-                    bar.n = step
-                    bar.set_postfix_str(f"{len(active)} of {len(runs)} runs, dev loss {runs[0].dev_loss:.4g}")
+                    bar.update(step - bar.n)
+                    if runs[0].history:
+                        bar.set_postfix_str(f"step {step}, {len(active)} of {len(runs)} going on, first run: loss "
+                                            f"{runs[0].history[-1][1]:.4g}, best dev loss {runs[0].dev_loss:.4g}")
                 ia2.train(model, kind, runs, options.max_epochs, report=report)
             shared = [(lora.get_state(model, run.number), describe(run, kind)) for run in runs]
             states[done] = dict(zip(map(pair, plans), shared))
@@ -394,6 +397,8 @@ def main(argv=None):
         problem = "the GPU is out of memory; use a smaller --together, --n or --max-tokens, or a smaller --model"
     except (UserError, lora.LoRAError) as error:
         problem = str(error)
+    except OSError as error:  # a full disk, a folder taken away
+        problem = f"{error}; mend that and run the same command again: what is finished is kept"
     except KeyboardInterrupt:
         problem = "interrupted; what is finished is kept, the same command goes on from there"
     print(f"error: {problem}", file=sys.stderr)
