@@ -52,8 +52,10 @@ class Lab:
     name: str
     tokenizer: object
     train: data.Data
-    exams: dict
-    sources: dict
+    sets: dict          # n -> the few-shot sets of this command
+    exams: dict         # task -> Exam
+    sources: dict       # task -> where its rows come from
+    digests: dict       # task -> hash of its test queries
     path: Path
     command: str
     balanced: bool
@@ -107,14 +109,15 @@ def open_lab(settings, argv):
     tasks = [data.find_task(task) for task in dict.fromkeys([settings.dataset, *settings.eval])]
     if style is None and tasks[0].label_style is None:
         style = entry.labels
-    load = lambda task: data.load(task, settings.data_dir, entry.plain, style, settings.seed, one_token, say)
-    train = load(settings.dataset)
+    load = lambda task, style: data.load(task, settings.data_dir, entry.plain, style, settings.seed, one_token, say)
+    train = load(settings.dataset, style)
+    base.label_tokens(tokenizer, train.label_texts, name)
     if train.task.family == "own":
         kind = f"a label task: {', '.join(train.task.labels)}" if train.task.labels else "free text, compared as a whole"
         say(f"{train.task.name} is {kind}")
     exams, sources = {}, {}
     for name_of_task in settings.eval:
-        tested = train if name_of_task == settings.dataset else load(name_of_task)
+        tested = train if name_of_task == settings.dataset else load(name_of_task, train.label_style)
         data.check_pair(train.task, tested.task)
         task = tested.task.name
         examples = tested.test
@@ -124,10 +127,13 @@ def open_lab(settings, argv):
         longest = 1 if tokens else settings.max_tokens or tested.task.max_tokens
         exams[task] = ia2.Exam(tested.task, examples, tokens, longest, settings.bins)
         sources[task] = tested.source
-    balanced = entry.balanced if settings.balanced is None else settings.balanced
+    balanced = bool(train.task.labels) and (entry.balanced if settings.balanced is None else settings.balanced)
+    sets = {n: [data.few_shot_set(train.pool, n, number, settings.seed, balanced) for number in settings.numbers]
+            for n in settings.n}
     results.make_folder(path.parent)
-    return Lab(settings, device, name, tokenizer, train, exams, sources, path,
-               shlex.join(["python", "ia2.py", *argv]), balanced and bool(train.task.labels), rows)
+    return Lab(settings, device, name, tokenizer, train, sets, exams, sources,
+               {task: data.digest(exam.examples) for task, exam in exams.items()}, path,
+               shlex.join(["python", "ia2.py", *argv]), balanced, rows)
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,13 @@ def run_name(lab, plan):
 
 
 def row_key(lab, plan, task):
-    return run_name(lab, plan), task, data.digest(lab.exams[task].examples), lab.options.bins
+    return run_name(lab, plan), task, lab.digests[task], lab.options.bins
+
+
+def plans_of(lab, n):
+    """{method: its runs of one n}, in the order in which they are done."""
+    return {method: [Plan(few_shot, n, lr, method) for few_shot in lab.sets[n]
+                     for lr in (lab.options.lr if ia2.METHODS[method] else [None])] for method in lab.options.methods}
 
 
 def missing(lab, plan):
@@ -194,12 +206,10 @@ def keep(lab, rows):
 
 def run_cell(lab, n):
     """Everything of one n: the teacher, then chunk by chunk every method, stage by stage."""
-    sets = [data.few_shot_set(lab.train.pool, n, number, lab.options.seed, lab.balanced)
-            for number in lab.options.numbers]
-    plans = {method: [Plan(few_shot, n, lr, method) for few_shot in sets
-                      for lr in (lab.options.lr if ia2.METHODS[method] else [None])] for method in lab.options.methods}
+    plans = plans_of(lab, n)
     wanted = {plan.few_shot.number for method in plans for plan in plans[method] if missing(lab, plan)}
-    teachers = {few_shot.number: teach(lab, n, few_shot) for few_shot in sets if few_shot.number in wanted}
+    teachers = {few_shot.number: teach(lab, n, few_shot) for few_shot in lab.sets[n]
+                if few_shot.number in wanted}
     trained = [method for method in plans if ia2.METHODS[method]]
     pairs = [(plan.few_shot, plan.lr) for plan in (plans[trained[0]] if trained else ())
              if plan.few_shot.number in wanted]
@@ -372,9 +382,8 @@ def run(settings, argv):
     lab = open_lab(settings, argv)
     for n in settings.n:
         run_cell(lab, n)
-    keys = [row_key(lab, Plan(data.few_shot_set(lab.train.pool, n, number, settings.seed, lab.balanced), n, lr, method), task)
-            for n in settings.n for number in settings.numbers for method in settings.methods
-            for lr in (settings.lr if ia2.METHODS[method] else [None]) for task in lab.exams]
+    keys = [row_key(lab, plan, task) for n in settings.n for plans in plans_of(lab, n).values() for plan in plans
+            for task in lab.exams]
     print(results.tables([lab.rows[key] for key in keys], list(ia2.METHODS)), end="")
     say(f"results: {lab.path}; adapters: the folders beside it")
 

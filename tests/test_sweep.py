@@ -225,6 +225,7 @@ def test_a_bad_teacher_is_reported(call):
     (["--n", "1"], "argument --n: must be a whole number of 2 or more, not '1'"),
     (["--n", "four"], "must be a whole number"),
     (["--n", "20000"], "more than the pool of"),
+    (["--n", "4", "20000"], "more than the pool of"),
     (["--lr", "0"], "must be a number above 0"),
     (["--lr", "nan"], "must be a number above 0"),
     (["--lr", "1e31"], "must be a number above 0 and at most 1e+30"),
