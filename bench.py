@@ -1,6 +1,6 @@
 """Speed and memory, each step against the plain way of doing it and against the machine's own limit.
 
-    python bench.py                 a table, about 6 minutes on 2 cores
+    python bench.py                 a table, about 10 minutes on 2 cores
     python bench.py --json          the same for machines
 
 The plain way is written out below: one example at a time, straight through transformers, with its full vocabulary
