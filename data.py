@@ -69,8 +69,11 @@ def read_lines(path):
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the folder's name") from None
     if path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        return [(reader.line_num, row) for row in reader]
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        try:
+            return [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num + 1}: this is not CSV ({error}); mend the line") from None
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         try:

@@ -220,6 +220,13 @@ def test_wrong_own_rows_are_named_by_file_and_line(rows, message, tmp_path):
         data.load(own(tmp_path, rows, COLOURS))
 
 
+def test_broken_csv_is_named_with_its_line(tmp_path):
+    (tmp_path / "test.csv").write_text("query,response\na,b\n")
+    (tmp_path / "train.csv").write_text('query,response\na,b\nc,"d"e\n')
+    with pytest.raises(UserError, match="train.csv, line 3: this is not CSV"):
+        data.load(str(tmp_path))
+
+
 def test_a_file_in_another_encoding_is_named_with_its_line(tmp_path):
     (tmp_path / "test.jsonl").write_text(json.dumps(COLOURS[0]) + "\n")
     (tmp_path / "train.jsonl").write_bytes(b'{"query": "fine", "response": "a"}\n{"query": "caf\xe9", "response": "b"}\n')

@@ -259,6 +259,14 @@ def test_a_diverging_run_stops_with_a_sentence(call):
     assert code == 2 and "the ia2 loss is" in err and "smaller --lr" in err
 
 
+def test_a_full_gpu_is_a_sentence_that_says_what_to_lower(call, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(ia2, "evaluate", full)
+    code, _, err, _ = call()
+    assert code == 2 and err.splitlines()[-1].startswith("error: the GPU is out of memory; use a smaller --together")
+
+
 def test_a_model_without_the_projections_is_named(place, call, tokenizer):
     from transformers import GPT2Config, GPT2LMHeadModel
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=49152)).save_pretrained(place / "gpt2")
