@@ -4,7 +4,7 @@
     python ia2.py --dataset sst2 --n 2 4 8 16 --sets 5 --lr 1e-4 3e-4 1e-3 --eval sst2 finsen     a sweep
     python ia2.py --report runs/results.jsonl             tables from results, nothing is run
 
-Read from here down: the targets (paper, section 3.1), the losses (equations in their docstrings), the stages and
+Read from here down: the targets (the paper's A_ICL), the losses (equations in their docstrings), the stages and
 methods that are made of them, one training loop, evaluation. The command line that runs them is in sweep.py.
 
 Shapes: L layers, G output positions, d hidden size, V vocabulary, N examples.
@@ -97,7 +97,7 @@ def gold_tokens(tokenizer, example, max_tokens):
 
 @torch.inference_mode()
 def collect_targets(model, tokenizer, examples, demos, max_tokens=1):
-    """ICL targets of `examples`, each with its own list of demos in front (paper, section 3.1).
+    """ICL targets of `examples`, each with its own list of demos in front (the paper's A_ICL, leave-one-out).
 
     The base model answers greedily: one token for label tasks, else up to `max_tokens` by one generation with a KV
     cache, then one forward pass over demos + X + Yhat reads the activations. Adapters are switched off meanwhile.
@@ -138,7 +138,7 @@ def few_shot_targets(model, tokenizer, few_shot, max_tokens=1):
 
 
 def ia2_loss(activations, icl_activations):
-    """L_IA2 = sum_l mean_{g,d} (A - A_icl)^2, both (L, G, d) (paper, equation 3; mean over tokens and features)."""
+    """L_IA2 = sum_l mean_{g,d} (A - A_icl)^2, both (L, G, d) (the paper's L_IA2, as a mean over tokens and features)."""
     return (activations.float() - icl_activations.float()).square().mean(dim=(1, 2)).sum()
 
 
@@ -263,7 +263,7 @@ def train(model, kind, runs, max_epochs=50, batch_size=BATCH, eval_every=2, pati
 
     Adam without weight decay, up to `batch_size` examples a step, `max_epochs` at most. Every `eval_every` steps each
     run's dev loss is read (the stage's own loss); after `patience` readings without improvement the run leaves the
-    batch. At the end every run is back at its best adapter, a real copy of its weights (paper, section 4).
+    batch. At the end every run is back at its best adapter, a real copy of its weights.
     Raises UserError when a loss is not finite.
     """
     optimiser = torch.optim.Adam([{"params": lora.parameters(model, run.number), "lr": run.lr} for run in runs], fused=True)

@@ -43,7 +43,7 @@ def label_scores(probabilities, labels, top1, bins=15):
     """Scores of a label task. probabilities (N, C) of the label words under the whole vocabulary, labels (N), top1 (N):
     whether the likeliest token of the vocabulary is the right label.
 
-    accuracy: argmax among the labels; confidence: its probability after normalising over the labels (paper, section 4).
+    accuracy: argmax among the labels; confidence: its probability after normalising over the labels.
     """
     probabilities, labels = torch.as_tensor(probabilities), torch.as_tensor(labels)
     normalised = probabilities / probabilities.sum(-1, keepdim=True).clamp(min=1e-30)
@@ -65,7 +65,7 @@ def label_scores(probabilities, labels, top1, bins=15):
 
 
 def asim(first, second):
-    """Activation similarity: the cosine over the features, (L, G, d) and (L, G, d) -> (L, G) (paper, section 3)."""
+    """Activation similarity: the cosine over the features, (L, G, d) and (L, G, d) -> (L, G) (the paper's asim)."""
     return torch.nn.functional.cosine_similarity(first.float(), second.float(), dim=-1)
 
 

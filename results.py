@@ -204,7 +204,7 @@ def mean_list(lists):
 
 
 def asim_by_layer(rows, methods, groups=6):
-    """asim to ICL in consecutive groups of layers, averaged over all rows of a method (paper, figure 2)."""
+    """asim to ICL in consecutive groups of layers, averaged over all rows of a method."""
     lines = []
     for method in methods:
         lists = [row["asim_layers"] for row in rows if row["method"] == method and row.get("asim_layers")]
