@@ -272,7 +272,10 @@ def run_method(lab, plans, teachers, states):
     else:
         for number, folder in enumerate(folders):
             lora.set_state(model, lora.read(folder)[0], number)
-    training = [json.loads((folder / "training.json").read_text()) for folder in folders]
+    records = [{**json.loads((folder / "training.json").read_text()), **overlaps(lab, plan)}
+               for plan, folder in zip(plans, folders)]
+    for record in records:
+        del record["history"]
     rows = [[] for _ in plans]
     for task, exam in lab.exams.items():
         due = [number for number, plan in enumerate(plans) if task in missing(lab, plan)]
@@ -282,8 +285,7 @@ def run_method(lab, plans, teachers, states):
                 teachers[plans[number].few_shot.number][1][task] for number in due])
         seconds = round((time.perf_counter() - start) / max(len(due), 1), 2)
         for number, found in zip(due, figures):
-            extra = {**training[number], "eval_seconds": seconds, **overlaps(lab, plans[number])}
-            extra.pop("history")
+            extra = {**records[number], "eval_seconds": seconds}
             rows[number].append(make_row(lab, plans[number], task, found, extra))
     keep(lab, [row for found in rows for row in found])
 
