@@ -15,6 +15,7 @@ from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
+from safetensors import SafetensorError
 
 PINS = Path(__file__).with_name("bundled.txt")
 
@@ -40,19 +41,23 @@ def sha256(path):
 
 
 @contextmanager
-def new_folder(target):
+def new_folder(target, keep=lambda: False):
     """Yield a temporary folder beside `target`; it takes the name `target` only if the block ends well.
 
     A kill in the middle leaves a `.partial-` folder that nobody reads, and a target that exists is whole.
-    An older target is replaced.
+    An older target, or that of a process that was faster, is replaced, or wins where `keep()` says so.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".partial-{target.name}-", dir=target.parent))
     try:
         yield partial
         partial.chmod(0o755)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not keep():
+                shutil.rmtree(target, ignore_errors=True)
+                partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -93,8 +98,8 @@ def cached(name, build):
                 with new_folder(target) as folder:
                     build(folder)
                     seal(folder)
-    except OSError as error:
-        raise UserError(f"cannot write to the cache folder {cache_dir()} ({error.strerror or error}); "
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write to the cache folder {cache_dir()} ({getattr(error, 'strerror', None) or error}); "
                         "make room or set IA2_CACHE to another folder") from error
     return target
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -202,7 +203,10 @@ def merge(model, run=0):
 
 
 def save(model, folder, run=0, base_model=None):
-    """Write the adapter of run `run` into the existing `folder` in PEFT's layout, which PEFT, vLLM and others load."""
+    """Write the adapter of run `run` into the existing `folder` in PEFT's layout, which PEFT, vLLM and others load.
+
+    Raises LoRAError, or OSError, when it cannot be written.
+    """
     wrapped = layers(model)
     first = next(iter(wrapped.values()))
     config = {
@@ -214,7 +218,10 @@ def save(model, folder, run=0, base_model=None):
     weights = {f"{PREFIX}{name}.lora_{letter}.weight": weight.contiguous()
                for name, pair in get_state(model, run).items() for letter, weight in zip("AB", pair)}
     Path(folder, "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(weights, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+    try:
+        save_file(weights, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise LoRAError(f"the adapter cannot be written to {folder} ({error}); make room and try again") from None
 
 
 def read(folder):

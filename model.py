@@ -12,6 +12,7 @@ import sys
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent anywhere
@@ -38,12 +39,13 @@ class Entry:
     plain: bool = False
     labels: str | None = None
     balanced: bool = False
+    licence: str | None = None
 
 
 MODELS = {
-    "qwen3-4b": Entry("Qwen/Qwen3-4B-Base", torch.bfloat16),
-    "llama-3.2-1b": Entry("meta-llama/Llama-3.2-1B", torch.bfloat16),
-    "smollm2-135m": Entry("bundled", torch.float32, plain=True, labels="words", balanced=True),
+    "qwen3-4b": Entry("Qwen/Qwen3-4B-Base", torch.bfloat16, licence="apache-2.0"),
+    "llama-3.2-1b": Entry("meta-llama/Llama-3.2-1B", torch.bfloat16, licence="llama3.2"),
+    "smollm2-135m": Entry("bundled", torch.float32, plain=True, labels="words", balanced=True, licence="apache-2.0"),
 }
 
 
@@ -73,7 +75,8 @@ def entry(name):
         return MODELS[name]
     if Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Entry(name)
-    raise UserError(f"unknown model {name!r}; use one of {', '.join(MODELS)}, a hub id like owner/name, or a folder "
+    near = get_close_matches(name, MODELS, n=1)
+    raise UserError(f"unknown model {name!r}{f' (did you mean {near[0]}?)' if near else ''}; use one of {', '.join(MODELS)}, a hub id like owner/name, or a folder "
                     "that exists")
 
 
@@ -170,6 +173,11 @@ def fingerprint(name):
 def hub_name(name):
     """Where others find the base model of a saved adapter: its hub id, or the folder."""
     return {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}.get(name, entry(name).source)
+
+
+def name_of(source):
+    """The other way round: the name in MODELS of a hub id, or the hub id or folder itself."""
+    return next((name for name in MODELS if hub_name(name) == source), source)
 
 
 @torch.inference_mode()

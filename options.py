@@ -95,6 +95,8 @@ def parser():
     option("--shard", type=shard, default=(0, 1), metavar="I/K", help="every K-th few-shot set from the I-th on")
     option("--seed", type=whole(0), default=0, help="the seed of everything random (default: 0)")
     option("--out", default="runs", metavar="DIR", help="where results and adapters go (default: runs)")
+    option("--adapter", metavar="DIR", help="test a saved adapter, ours or PEFT's, on --eval; nothing is trained")
+    option("--plots", metavar="DIR", help="with --report or after a run: save the figures as PNG there")
     option("--report", metavar="FILE", help="print the tables of a results.jsonl; nothing is run")
     return add
 
@@ -105,7 +107,9 @@ def parse(argv=None):
     options.n, options.lr = sorted(set(options.n)), sorted(set(options.lr))
     options.alpha = options.alpha or options.rank
     options.targets = [name for name in PROJECTIONS if name in options.targets]
-    options.eval = list(dict.fromkeys(options.eval or [options.dataset]))
+    if not options.adapter:  # an adapter knows what it was trained on
+        options.eval = options.eval or [options.dataset]
+    options.eval = list(dict.fromkeys(options.eval or []))
     numbers = range(options.sets) if options.sets else [options.set or 0]
     options.numbers = [number for place, number in enumerate(numbers) if place % options.shard[1] == options.shard[0]]
     return options

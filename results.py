@@ -62,12 +62,13 @@ def append(path, rows):
         known = {key(row) for row in read(path)}
         new = {key(row): row for row in rows if key(row) not in known}
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in new.values()).encode()
-        with open(path, "ab") as file:
+        with open(path, "ab", buffering=0) as file:  # a buffer would be written once more when the file is closed
             size = path.read_bytes().rfind(b"\n") + 1
             file.truncate(size)
             try:
-                file.write(lines)
-                file.flush()
+                left = memoryview(lines)
+                while left:
+                    left = left[file.write(left):]
                 os.fsync(file.fileno())
             except OSError as error:
                 os.ftruncate(file.fileno(), size)
@@ -110,22 +111,26 @@ def spread(values, digits, scale=1):
 
 
 def table(rows, methods):
-    """One cell's results as lists of texts: a head, then a line a method; the best of each column in bold."""
+    """One cell's results as lists of texts: a head, then a line a method; the best of each column in bold.
+
+    Columns that nothing has a value for are left out.
+    """
     tests = list(dict.fromkeys(row["eval_dataset"] for row in rows))
-    free = not rows[0]["labels"]
-    figures = [("accuracy", "acc %", 1, 100, max)] + ([] if free else [("ece", "ECE", 3, 1, min)]) + [("asim", "asim", 3, 1, None)]
+    figures = [figure for figure in (("accuracy", "acc %", 1, 100, max), ("ece", "ECE", 3, 1, min), ("asim", "asim", 3, 1, None))
+               if any(row[figure[0]] is not None for row in rows)]
+    rated = any(row["lr"] for row in rows)
     columns = [(test, *figure) for test in tests for figure in figures]
     marks = {test: "" if test == rows[0]["dataset"] else "*" for test in tests}
-    lines = [["method", "lr", *(f"{test}{marks[test]} {name}" for test, _, name, *_ in columns)]]
+    lines = [["method", *["lr"] * rated, *(f"{test}{marks[test]} {name}" for test, _, name, *_ in columns)]]
     found = {method: [row for row in rows if row["method"] == method] for method in methods}
     found = {method: chosen for method, chosen in found.items() if chosen}
     values = {(method, test, figure): [row[figure] for row in chosen if row["eval_dataset"] == test]
               for method, chosen in found.items() for test, figure, *_ in columns}
     for method, chosen in found.items():
-        lines.append([method, f"{chosen[0]['lr']:g}" if chosen[0]["lr"] else "-"])
+        lines.append([method, *[f"{chosen[0]['lr']:g}" if chosen[0]["lr"] else "-"] * rated])
         for test, figure, _, digits, scale, better in columns:
             lines[-1].append(spread(values[method, test, figure], digits, scale))
-    for place, (test, figure, _, digits, scale, better) in enumerate(columns, start=2):
+    for place, (test, figure, _, digits, scale, better) in enumerate(columns, start=1 + rated):
         means = [mean_of(values[method, test, figure]) for method in found]
         if better and len(set(means) - {None}) > 1:
             for line, mean in zip(lines[1:], means):

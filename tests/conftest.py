@@ -1,14 +1,18 @@
 """Shared fixtures: the bundled model and data (fetched once into the cache), and tiny random models of two families."""
 import pytest
 import torch
+from samples import folder
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import data
 import ia2
 import lora
 import model as base
+import results
+import sweep
 
 CPU = torch.device("cpu")
+TIMES = ("train_seconds", "eval_seconds", "stages", "part_of")
 
 
 def tiny(family, dtype=torch.float32, vocabulary=5000, **settings):
@@ -74,3 +78,35 @@ def randomise(model, run=0, scale=0.05, seed=1):
 def random_prompts(lengths, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [tuple(torch.randint(3, 5000, (length,), generator=generator).tolist()) for length in lengths]
+
+
+# ---- the command line on a tiny model -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory, tokenizer):
+    """A folder with a tiny model, its tokenizer and small copies of the benchmarks."""
+    path = tmp_path_factory.mktemp("place")
+    tiny("qwen3", vocabulary=49152).save_pretrained(path / "tiny")
+    tokenizer.save_pretrained(path / "tiny")
+    folder(path / "bench")
+    return path
+
+
+@pytest.fixture
+def call(place, tmp_path, capsys):
+    """call(*options) runs the command line on the tiny model: (exit code, stdout, stderr, rows by key)."""
+    def run(*options, out="out", quick=("--max-epochs", "4", "--test", "8")):
+        code = sweep.main(["--dataset", "sst2", "--data-dir", str(place / "bench"), "--model", str(place / "tiny"),
+                           "--out", str(tmp_path / out), *quick, *map(str, options)])
+        found = capsys.readouterr()
+        return code, found.out, found.err, rows_of(tmp_path / out) if code == 0 else {}
+    return run
+
+
+def rows_of(out):
+    """The rows of a results file, {what they are about: their figures without times}; no row twice."""
+    rows = results.read(out / "results.jsonl")
+    named = {(row["run"], row["eval_dataset"]): {key: value for key, value in row.items() if key not in TIMES} for row in rows}
+    assert len(named) == len(rows)
+    return named

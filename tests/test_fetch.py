@@ -67,7 +67,18 @@ def test_a_build_killed_in_the_middle_is_done_again(cache):
     process.wait()
     assert not (cache / "thing").exists() and list(cache.glob(".partial-thing-*"))
     target = fetch.cached("thing", lambda folder: (folder / "second").write_text("y"))
-    assert [path.name for path in target.iterdir()] == ["second"] and not list(cache.glob(".partial-*"))
+    assert not (target / "first").exists() and (target / "second").read_text() == "y" and not list(cache.glob(".partial-*"))
+
+
+@pytest.mark.parametrize("damage", [lambda folder: (folder / "whole").write_text("y"), lambda folder: (folder / "whole").unlink(),
+                                    lambda folder: (folder / "sha256.json").unlink()])
+def test_a_damaged_folder_is_made_anew_and_an_untouched_one_is_not(damage, cache):
+    build = lambda folder: (folder / "whole").write_text("x")
+    folder = fetch.cached("thing", build)
+    os.utime(folder / "whole")  # another time, the same bytes: hashed again and found well
+    fetch.cached("thing", None)
+    damage(folder)
+    assert (fetch.cached("thing", build) / "whole").read_text() == "x"
 
 
 def test_two_processes_build_once(cache):

@@ -9,47 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import tiny
-from samples import folder
+from conftest import TIMES, rows_of
 
 import ia2
-import results
 import sweep
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("train_seconds", "eval_seconds", "stages", "command")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, tokenizer):
-    """A folder with a tiny model, its tokenizer and small copies of the benchmarks."""
-    path = tmp_path_factory.mktemp("place")
-    tiny("qwen3", vocabulary=49152).save_pretrained(path / "tiny")
-    tokenizer.save_pretrained(path / "tiny")
-    folder(path / "bench")
-    return path
-
-
-@pytest.fixture
-def call(place, tmp_path, capsys):
-    """call(*options) runs the command line on the tiny model: (exit code, stdout, stderr, rows by key)."""
-    def run(*options, out="out", quick=("--max-epochs", "4", "--test", "8")):
-        code = sweep.main(["--dataset", "sst2", "--data-dir", str(place / "bench"), "--model", str(place / "tiny"),
-                           "--out", str(tmp_path / out), *quick, *map(str, options)])
-        found = capsys.readouterr()
-        return code, found.out, found.err, rows_of(tmp_path / out) if code == 0 else {}
-    return run
-
-
-def rows_of(out):
-    """The rows of a results file, {what they are about: their figures without times}; no row twice."""
-    rows = results.read(out / "results.jsonl")
-    named = {(row["run"], row["eval_dataset"]): {key: value for key, value in row.items() if key not in TIMES} for row in rows}
-    assert len(named) == len(rows)
-    return named
-
-
 def same(first, second, tolerance=1e-4):
     """Rows are equal but for float rounding."""
     assert set(first) == set(second)
@@ -211,77 +176,3 @@ def test_a_bad_teacher_is_reported(call):
     """A random model answers one label for every query."""
     _, _, err, _ = call("--labels", "words", "--methods", "icl")
     assert "warning" in err and "ICL is" in err
-
-
-# ---- errors -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options, message", [
-    (["--dataset", "movis"], "did you mean movies"),
-    (["--dataset", "/no/such/folder"], "unknown dataset"),
-    (["--eval", "agnews"], "cannot be tested on agnews"),
-    (["--methods", "iaa2"], "did you mean ia2"),
-    (["--model", "gpt5"], "unknown model 'gpt5'; use one of qwen3-4b"),
-    (["--n", "1"], "argument --n: must be a whole number of 2 or more, not '1'"),
-    (["--n", "four"], "must be a whole number"),
-    (["--n", "20000"], "more than the pool of"),
-    (["--n", "4", "20000"], "more than the pool of"),
-    (["--lr", "0"], "must be a number above 0"),
-    (["--lr", "nan"], "must be a number above 0"),
-    (["--lr", "1e31"], "must be a number above 0 and at most 1e+30"),
-    (["--sets", "0"], "must be a whole number of 1 or more"),
-    (["--set", "-1"], "argument --set"),
-    (["--set", "1", "--sets", "2"], "not allowed with"),
-    (["--labels", "word"], "did you mean words"),
-    (["--device", "gpu"], "'gpu' is unknown"),
-    (["--shard", "2/2"], "must be I/K"),
-    (["--targets", "x"], "'x' is unknown"),
-    (["--rank", "0"], "whole number of 1 to 1024"),
-    (["--max-tokens", "1"], "whole number of 2 or more"),
-    (["--data-dir", "/no/such/folder"], "/no/such/folder/sst2 has no train.jsonl"),
-    (["--report", "/no/such/results.jsonl"], "there is no results file"),
-    (["--nonsense"], "unrecognized arguments"),
-    (["--out", "/proc/nowhere"], "cannot write"),
-] + ([] if torch.cuda.is_available() else [(["--device", "cuda"], "no CUDA device was found")]))
-def test_wrong_input_is_one_line_and_exit_code_2(options, message, call, capsys, tmp_path):
-    try:
-        code, out, err, _ = call(*options, quick=("--test", "2"))
-    except SystemExit as end:
-        code, found = end.code, capsys.readouterr()
-        out, err = found.out, found.err
-    lines = [line for line in err.splitlines() if not line.startswith(("loading", "warning", "downloading", "n="))]
-    assert code == 2 and out == "" and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
-    assert not (tmp_path / "out" / "results.jsonl").exists()
-
-
-def test_a_diverging_run_stops_with_a_sentence(call):
-    code, _, err, _ = call("--lr", "1e30", "--methods", "ia2")
-    assert code == 2 and "the ia2 loss is" in err and "smaller --lr" in err
-
-
-def test_a_full_gpu_is_a_sentence_that_says_what_to_lower(call, monkeypatch):
-    def full(*arguments, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(ia2, "evaluate", full)
-    code, _, err, _ = call()
-    assert code == 2 and err.splitlines()[-1].startswith("error: the GPU is out of memory; use a smaller --together")
-
-
-def test_a_model_without_the_projections_is_named(place, call, tokenizer):
-    from transformers import GPT2Config, GPT2LMHeadModel
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=49152)).save_pretrained(place / "gpt2")
-    tokenizer.save_pretrained(place / "gpt2")
-    code, _, err, _ = call("--model", place / "gpt2")
-    assert code == 2 and "gpt2" in err.splitlines()[-1] and "Llama or Qwen" in err.splitlines()[-1]
-
-
-def test_a_broken_results_file_is_named_and_half_a_line_is_mended(call, tmp_path):
-    call("--methods", "base")
-    file = tmp_path / "out" / "results.jsonl"
-    whole = file.read_text()
-    file.write_text(whole + whole[:100])
-    assert call("--methods", "base", "icl")[0] == 0
-    assert len(rows_of(tmp_path / "out")) == 2 and file.read_text().startswith(whole)
-    file.write_text("nonsense\n" + whole)
-    code, _, err, _ = call("--methods", "base")
-    assert code == 2 and "results.jsonl, line 1: this is not a result" in err
