@@ -208,8 +208,18 @@ def run(settings, argv):
         adapters.write_cards(lab, [plan for plans in plans_of(lab, n).values() for plan in plans])
     keys = [row_key(lab, plan, task) for n in settings.n for plans in plans_of(lab, n).values() for plan in plans
             for task in lab.exams]
-    print(results.tables([lab.rows[key] for key in keys], list(ia2.METHODS)), end="")
+    rows = [lab.rows[key] for key in keys]
+    print(results.tables(rows, list(ia2.METHODS)), end="")
     say(f"results: {lab.path}; adapters: the folders beside it")
+    draw(rows, settings.plots)
+
+
+def draw(rows, folder):
+    """Save the figures of some rows, where a folder for them is given."""
+    if folder:
+        import plots  # matplotlib is slow to start and not needed otherwise
+
+        say(f"figures: {len(plots.save_all(rows, folder))} in {folder}")
 
 
 def main(argv=None):
@@ -223,6 +233,7 @@ def main(argv=None):
             text = results.report(rows, list(ia2.METHODS))
             print(text, end="")
             say(results.write_report(settings.report, text, rows))
+            draw(rows, settings.plots)
         elif settings.adapter:
             adapters.evaluate(settings)
         else:
