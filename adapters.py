@@ -28,7 +28,6 @@ BUNDLED_NOTE = ("The adapter was trained on these weights as they are in the pac
 def card(lab, plan, dev_loss, rows=()):
     """The README.md of a saved adapter, as the hub reads it: what it is, its figures, how to use it and make it again."""
     hub, settings, task = base.hub_name(lab.name), settings_of(lab, plan), lab.train.task
-    prompt = task.plain_prompt if base.entry(lab.name).plain and task.plain_prompt else task.prompt
     answers = ", ".join(f"`{text}`" for text in lab.train.label_texts) or "free text"
     licence = base.entry(lab.name).licence
     lines = ["---", f"base_model: {hub}", "library_name: peft", "pipeline_tag: text-generation"]
@@ -40,7 +39,7 @@ def card(lab, plan, dev_loss, rows=()):
               "## Training", "",
               f"- Data: {plan.n} training and {plan.n // 2} dev examples of {task.name} ({lab.train.source}), few-shot set "
               f"{plan.few_shot.number}, {'equal label counts' if lab.balanced else 'random draws'}, seed {settings['seed']}",
-              f"- Prompt: `{json.dumps(prompt, ensure_ascii=False)[1:-1]}`; answers: {answers}"]
+              f"- Prompt: `{json.dumps(lab.train.prompt, ensure_ascii=False)[1:-1]}`; answers: {answers}"]
     lines += [f"- Stage {number}: {STAGE_TEXT[name]}" for number, name in enumerate(ia2.METHODS[plan.method], start=1)]
     lines += [f"- Learning rate {plan.lr:g}, at most {settings['max_epochs']} epochs a stage; best dev loss {dev_loss:.4g}", ""]
     if rows:

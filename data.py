@@ -230,9 +230,8 @@ def label_texts(task, style, seed=0, is_one_token=lambda text: True):
     return random.Random(f"remap-{seed}").sample(words, len(words))[:len(task.labels)]
 
 
-def word(task, items, plain, texts):
-    """Items -> examples in the paper's wording, or in the plain one where the task has it."""
-    prompt = task.plain_prompt if plain and task.plain_prompt else task.prompt
+def word(task, items, prompt, texts):
+    """Items -> examples, worded as `prompt` says."""
     return [Example(prompt.format(text=item.text), texts[item.label] if task.labels else f" {item.answer}", item.label)
             for item in items]
 
@@ -294,6 +293,7 @@ class Data:
     source: str
     label_texts: list
     label_style: str | None
+    prompt: str
 
 
 def load(name, data_dir=None, plain=False, style=None, seed=0, is_one_token=lambda text: True, warn=print):
@@ -318,12 +318,14 @@ def load(name, data_dir=None, plain=False, style=None, seed=0, is_one_token=lamb
         items = {part: read_items(task, rows, places[part]) for part, rows in parts.items()}
     style = (style or task.label_style or "digits") if task.labels else None
     texts = label_texts(task, style, seed, is_one_token) if task.labels else []
-    test = drop_repeats(word(task, items["test"], plain, texts))
-    pool = drop_repeats(word(task, items["train"], plain, texts), map(lambda example: normal(example.query), test))
+    # Digits and arbitrary names are asked for as the paper does.
+    prompt = task.plain_prompt if plain and task.plain_prompt and style == "words" else task.prompt
+    test = drop_repeats(word(task, items["test"], prompt, texts))
+    pool = drop_repeats(word(task, items["train"], prompt, texts), map(lambda example: normal(example.query), test))
     if not pool or not test:
         raise UserError(f"{name} has {len(pool)} training and {len(test)} test examples that differ; it needs some of "
                         "both")
-    return Data(task, pool, test, source, texts, style)
+    return Data(task, pool, test, source, texts, style, prompt)
 
 
 # ---- few-shot sets ------------------------------------------------------------------------------------------------

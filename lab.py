@@ -201,7 +201,7 @@ def make_row(lab, plan, task, figures, extra):
     activations = {"asim": None, "asim_layers": None, "asim_positions": None} if table is None else {
         "asim": table.mean().item(), "asim_layers": [round(value, 5) for value in table.mean(1).tolist()],
         "asim_positions": [round(value, 5) for value in table.mean(0).tolist()]}
-    return {**settings_of(lab, plan), "eval_dataset": task, "eval_source": lab.sources[task], "test_data": test_data,
+    return {**settings_of(lab, plan), "prompt": lab.train.prompt, "eval_dataset": task, "eval_source": lab.sources[task], "test_data": test_data,
             "test": len(lab.exams[task].examples), "bins": bins, **figures, **activations, **extra, "run": run,
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "transformers": version("transformers")}, "command": row_command(lab, plan, task), "part_of": lab.command}

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import adapters
+import claims
 import ia2
 import lora
 import metrics
@@ -230,7 +231,7 @@ def main(argv=None):
             rows = results.read(settings.report)
             if not Path(settings.report).exists():
                 raise UserError(f"there is no results file {settings.report}; give the path of a results.jsonl")
-            text = results.report(rows, list(ia2.METHODS))
+            text = "\n".join(filter(None, [results.report(rows, list(ia2.METHODS)), claims.table(rows)]))
             print(text, end="")
             say(results.write_report(settings.report, text, rows))
             draw(rows, settings.plots)

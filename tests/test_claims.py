@@ -1,0 +1,54 @@
+"""pytest tests/test_claims.py: verdicts follow the intervals, and reproduce.py's parts are commands that exist."""
+import pytest
+from test_results import row
+
+import claims
+import options
+import reproduce
+
+
+def rows(shift, noise=0.01, figure="accuracy", **more):
+    """sft and ia2-sft on six sets; ia2-sft is better by `shift`, with a deviation of `noise`."""
+    found = []
+    for place in range(6):
+        for method in ("sft", "ia2-sft"):
+            value = 0.5 + (shift + noise * (-1) ** place if method == "ia2-sft" else 0)
+            found.append(row(method=method, set=place, **{"accuracy": 0.5, "ece": 0.2, "asim": 0.5, figure: value}, **more))
+    return found
+
+
+@pytest.mark.parametrize("shift, noise, expected", [(0.1, 0.01, "holds"), (-0.1, 0.01, "does not hold"), (0.01, 0.1, "undecided")])
+def test_a_verdict_is_where_the_interval_lies(shift, noise, expected):
+    text, found = claims.verdict(rows(shift, noise), "accuracy", "ia2-sft", "sft", +1)
+    assert found == expected and f"{100 * shift:+.1f} points" in text and "6 pairs" in text
+    opposite = {"holds": "does not hold", "does not hold": "holds", "undecided": "undecided"}
+    assert claims.verdict(rows(shift, noise), "accuracy", "ia2-sft", "sft", -1)[1] == opposite[expected]
+
+
+def test_calibration_needs_a_correlation_below_zero():
+    points = [row(asim=0.1 * k, ece=0.9 - 0.1 * k, set=k) for k in range(8)]
+    assert claims.calibration(points)[1] == "holds"
+    assert claims.calibration([{**p, "ece": 1 - p["ece"]} for p in points])[1] == "does not hold"
+    assert claims.calibration([{**p, "ece": (0.1, 0.2)[k % 2]} for k, p in enumerate(points)])[1] == "undecided"
+
+
+def test_subspaces_are_judged_against_chance():
+    def some(first, second, share):
+        return row(method=second, overlap={first: {"q": [share, share]}}, overlap_chance={"q": 0.02})
+    near = [some("sft", "ia2", 0.03), some("sft", "ia2-sft", 0.04), some("ia2", "ia2-sft", 0.6)]
+    assert [found[1] for found in claims.subspaces(near)] == ["holds", "holds"]
+    far = [some("sft", "ia2", 0.03), some("sft", "ia2-sft", 0.3), some("ia2", "ia2-sft", 0.1)]
+    assert [found[1] for found in claims.subspaces(far)] == ["does not hold", "does not hold"]
+    assert "60%" in claims.subspaces(near)[0][0] and claims.subspaces(near[:1]) == (None, None)
+
+
+def test_claims_are_listed_in_and_out_of_domain():
+    both = rows(0.1) + [{**found, "eval_dataset": "o"} for found in rows(-0.1)]
+    found = [(claim, outcome) for claim, _, outcome in claims.check(both)]
+    assert ("IA2 then SFT is more accurate than SFT", "holds") in found and ("the same, out of domain", "does not hold") in found
+    assert claims.table(both).startswith("### The paper's claims") and claims.table(rows(0.1)[:2]) == ""
+
+
+def test_the_parts_of_the_reproduction_are_commands():
+    for what, words in reproduce.PARTS.values():
+        assert what and (words is None or options.parse(words.split()).out.startswith("results/"))
