@@ -128,14 +128,12 @@ def asim_heat(table, title=None):
 
 @drawn
 def training(curves, title):
-    """Panels of a quantity over the steps: `curves` is {(label of the y axis, log scale?): {name: (steps, values)}}."""
+    """Panels of a quantity over the steps: `curves` is {label of the y axis: {name: (steps, values)}}."""
     figure, axes = panels(len(curves), 6, 4.2)
-    for axis, ((label, log), lines) in zip(axes, curves.items()):
+    for axis, (label, lines) in zip(axes, curves.items()):
         for (name, (steps, values)), (colour, marker) in zip(lines.items(), [STYLE["ia2-sft"], STYLE["sft"], STYLE["ia2+sft"]]):
             axis.plot(steps, values, color=colour, marker=marker, markersize=5, label=name)
         axis.set(xlabel="training step", ylabel=label)
-        if log:
-            axis.set_yscale("log")
         if len(lines) > 1:
             axis.legend()
     figure.suptitle(title)

@@ -38,9 +38,11 @@ SETTINGS = [  # (wording, labels, balanced)
 
 
 def compare_teachers(path, sets=5, numbers=(2, 4, 8, 16), queries=60):
-    """Write one line a setting and n: ICL's accuracy, mean and all sets, on training texts outside the sets.
+    """Write one line a setting and n: how good a teacher ICL is, for each few-shot set. The test part is not read.
 
-    The test part is not read. Lines that are there already are kept.
+    accuracy and largest_share (of its commonest answer): with all n demos, on training texts outside the set.
+    leave_one_out: how often it is right on the training examples themselves, with the other n - 1 as demos, which is
+    what IA2's targets are made of. Lines that are there already are kept.
     """
     model, tokenizer = base.load_model("smollm2-135m", base.pick_device("auto")), base.load_tokenizer("smollm2-135m")
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -58,10 +60,12 @@ def compare_teachers(path, sets=5, numbers=(2, 4, 8, 16), queries=60):
                 rest = [example for example in task.pool if example.query not in used]
                 exam = ia2.Exam(task.task, random.Random(f"teacher-{number}").sample(rest, queries), tokens, 1)
                 scores, = ia2.evaluate(model, tokenizer, exam, demos=few_shot.train)
-                found.append((scores["accuracy"], scores["largest_share"]))
-            accuracies, shares = zip(*found)
+                targets, _ = ia2.few_shot_targets(model, tokenizer, few_shot)
+                right = statistics.fmean(target.icl == target.gold for target in targets)
+                found.append((scores["accuracy"], scores["largest_share"], right))
+            accuracies, shares, lone = zip(*found)
             rows.append({"wording": wording, "labels": labels, "balanced": balanced, "n": n, "sets": sets, "queries": queries,
-                         "accuracy": accuracies, "largest_share": shares, "command": "python reproduce.py --only teacher"})
+                         "accuracy": accuracies, "largest_share": shares, "leave_one_out": lone, "command": "python reproduce.py --only teacher"})
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -71,14 +75,14 @@ def compare_teachers(path, sets=5, numbers=(2, 4, 8, 16), queries=60):
 
 
 def teacher_table(path):
-    """The comparison as a Markdown table: accuracy of ICL and, in brackets, the share of its commonest answer."""
+    """The comparison as a Markdown table: accuracy of ICL with n demos / on the set itself, leaving one out."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     numbers = sorted({row["n"] for row in rows})
     lines = [["wording", "labels", "sets", *(f"n = {n}" for n in numbers)]]
     for wording, labels, balanced in SETTINGS:
         found = {row["n"]: row for row in rows if (row["wording"], row["labels"], row["balanced"]) == (wording, labels, balanced)}
         lines.append([wording, labels, "balanced" if balanced else "random", *(
-            f"{100 * statistics.fmean(found[n]['accuracy']):.0f}% ({100 * statistics.fmean(found[n]['largest_share']):.0f}%)"
+            f"{100 * statistics.fmean(found[n]['accuracy']):.0f}% / {100 * statistics.fmean(found[n]['leave_one_out']):.0f}%"
             if n in found else "-" for n in numbers)])
     return results.markdown(lines)
 
