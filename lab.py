@@ -161,7 +161,8 @@ def settings_of(lab, plan):
     options, trained = lab.options, bool(ia2.METHODS[plan.method])
     common = {
         "method": plan.method, "model": lab.name, "model_hash": lab.fingerprint, "dataset": lab.train.task.name,
-        "source": lab.train.source, "labels": lab.train.label_style, "balanced": lab.balanced, "n": plan.n, "set": plan.few_shot.number,
+        "source": lab.train.source, "labels": lab.train.label_style, "balanced": lab.balanced,
+        "n": plan.n, "set": plan.few_shot.number,
         "seed": options.seed, "train_data": data.digest(plan.few_shot.train), "dev_data": data.digest(plan.few_shot.dev),
         "max_tokens": lab.max_tokens(),
     }
@@ -201,10 +202,12 @@ def make_row(lab, plan, task, figures, extra):
     activations = {"asim": None, "asim_layers": None, "asim_positions": None} if table is None else {
         "asim": table.mean().item(), "asim_layers": [round(value, 5) for value in table.mean(1).tolist()],
         "asim_positions": [round(value, 5) for value in table.mean(0).tolist()]}
-    return {**settings_of(lab, plan), "prompt": lab.train.prompt, "eval_dataset": task, "eval_source": lab.sources[task], "test_data": test_data,
+    return {**settings_of(lab, plan), "prompt": lab.train.prompt, "eval_dataset": task,
+            "eval_source": lab.sources[task], "test_data": test_data,
             "test": len(lab.exams[task].examples), "bins": bins, **figures, **activations, **extra, "run": run,
             "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                         "transformers": version("transformers")}, "command": row_command(lab, plan, task), "part_of": lab.command}
+                         "transformers": version("transformers")},
+            "command": row_command(lab, plan, task), "part_of": lab.command}
 
 
 def row_command(lab, plan, task):

@@ -76,8 +76,8 @@ def entry(name):
     if Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Entry(name)
     near = get_close_matches(name, MODELS, n=1)
-    raise UserError(f"unknown model {name!r}{f' (did you mean {near[0]}?)' if near else ''}; use one of {', '.join(MODELS)}, a hub id like owner/name, or a folder "
-                    "that exists")
+    raise UserError(f"unknown model {name!r}{f' (did you mean {near[0]}?)' if near else ''}; use one of "
+                    f"{', '.join(MODELS)}, a hub id like owner/name, or a folder that exists")
 
 
 def convert_bundled(folder):

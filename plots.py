@@ -60,8 +60,9 @@ def reliability(groups, eces=None, title=None):
         errors[method] = eces[method] if eces else metrics.calibration_error(bins)
         mean = (counts * accuracy).sum() / counts.sum()
         axis.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1.5)
-        axis.vlines(confidence, np.minimum(confidence, accuracy), np.maximum(confidence, accuracy), color=style(method)[0], alpha=0.5)
-        axis.scatter(confidence, accuracy, s=30 + 900 * counts / counts.sum(), color=style(method)[0], edgecolor="white", zorder=3)
+        colour = style(method)[0]
+        axis.vlines(confidence, np.minimum(confidence, accuracy), np.maximum(confidence, accuracy), color=colour, alpha=0.5)
+        axis.scatter(confidence, accuracy, s=30 + 900 * counts / counts.sum(), color=colour, edgecolor="white", zorder=3)
         axis.set(title=f"{method}: accuracy {100 * mean:.0f}%, ECE {errors[method]:.3f}", xlabel="confidence", xlim=(0.4, 1.02),
                  ylim=(-0.02, 1.04))
         if confidence.min() < 0.42:  # more than two labels
@@ -197,7 +198,8 @@ def overlap(found, chance):
         axis.set(title=f"W_{module.upper()}", xlabel="layer", ylim=(0, 1.02))
     axes[0].set_ylabel("share of the subspace in common")
     axes[-1].legend()
-    means = {pair: statistics.fmean(value for layers in by_module.values() for value in layers) for pair, by_module in found.items()}
+    means = {pair: statistics.fmean(value for layers in by_module.values() for value in layers)
+             for pair, by_module in found.items()}
     best = max(means, key=means.get)
     figure.suptitle(f"Most in common: the updates of {best} ({100 * means[best]:.0f}% of the subspace)")
     return figure

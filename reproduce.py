@@ -65,7 +65,8 @@ def compare_teachers(path, sets=5, numbers=(2, 4, 8, 16), queries=60):
                 found.append((scores["accuracy"], scores["largest_share"], right))
             accuracies, shares, lone = zip(*found)
             rows.append({"wording": wording, "labels": labels, "balanced": balanced, "n": n, "sets": sets, "queries": queries,
-                         "accuracy": accuracies, "largest_share": shares, "leave_one_out": lone, "command": "python reproduce.py --only teacher"})
+                         "accuracy": accuracies, "largest_share": shares, "leave_one_out": lone,
+                         "command": "python reproduce.py --only teacher"})
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))

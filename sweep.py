@@ -148,7 +148,8 @@ def train_method(lab, plans, folders, teachers, states):
             last = record["stages"][-1]
             (partial / "README.md").write_text(adapters.card(lab, plan, last["dev_loss"]), encoding="utf-8")
             (partial / "training.json").write_text(json.dumps({
-                "settings": settings_of(lab, plan), "dev_loss": last["dev_loss"], "steps": sum(stage["steps"] for stage in record["stages"]),
+                "settings": settings_of(lab, plan), "dev_loss": last["dev_loss"],
+                "steps": sum(stage["steps"] for stage in record["stages"]),
                 "train_seconds": round(sum(stage["seconds"] for stage in record["stages"]), 2),
                 "stages": [{key: value for key, value in stage.items() if key != "history"} for stage in record["stages"]],
                 "history": [stage["history"] for stage in record["stages"]]}))

@@ -1,6 +1,6 @@
 """pytest tests/test_claims.py: verdicts follow the intervals, and reproduce.py's parts are commands that exist."""
 import pytest
-from test_results import row
+from samples import row
 
 import claims
 import options

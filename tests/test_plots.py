@@ -1,7 +1,7 @@
 """pytest tests/test_plots.py: the figures show the numbers that they are given, and the titles say what holds."""
 import numpy as np
 import pytest
-from test_results import row
+from samples import row
 
 import plots
 import sweep

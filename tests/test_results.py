@@ -6,15 +6,10 @@ import os
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import row
 
 import results
 from fetch import UserError
-
-
-def row(**changes):
-    return {"method": "sft", "model": "m", "dataset": "d", "source": "s", "labels": "words", "balanced": True, "n": 4, "set": 0,
-            "lr": 1e-3, "eval_dataset": "d", "accuracy": 0.5, "ece": 0.1, "asim": 0.3, "dev_loss": 1.0, "test": 10, "bins": 15,
-            "test_data": "t", "run": "r", **changes}
 
 
 def write_some(path, numbers):
