@@ -57,14 +57,19 @@ class LoRALinear(nn.Module):
         out = self.base(x)
         if not self.routing.enabled:
             return out
-        A_all = torch.cat([self.A[run] for run in self.routing.runs])          # (R r, d_in)
-        B_all = torch.cat([self.B[run] for run in self.routing.runs], dim=1)   # (d_out, R r)
-        inner = F.linear(x.to(A_all.dtype), A_all)                             # (..., R r)
+        A_all = joined(self.A, self.routing.runs, dim=0)      # (R r, d_in)
+        B_all = joined(self.B, self.routing.runs, dim=1)      # (d_out, R r)
+        inner = F.linear(x.to(A_all.dtype), A_all)            # (..., R r)
         if self.routing.own is not None:
             inner = inner * self.routing.own
         # One product that adds as it goes: with r = 8 a separate sum would cost as much as the product.
         total = torch.addmm(out.flatten(0, -2).to(inner.dtype), inner.flatten(0, -2), B_all.T, alpha=self.scale)
         return total.view_as(out).to(out.dtype)
+
+
+def joined(weights, runs, dim):
+    """The weights of some runs side by side; those of a single run as they are, without a copy."""
+    return weights[runs[0]] if len(runs) == 1 else torch.cat([weights[run] for run in runs], dim)
 
 
 def layers(model):

@@ -13,10 +13,12 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent anywhere
 import torch
+import torch.nn.functional as F
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -153,8 +155,18 @@ def load_model(name, device):
         model = AutoModelForCausalLM.from_pretrained(source, dtype=entry(name).dtype, attn_implementation="sdpa",
                                                      use_safetensors=True)
     model = model.to(device).eval().requires_grad_(False)
+    if model.dtype == torch.float32:
+        fuse_norms(model)
     check(model, name)
     return model
+
+
+def fuse_norms(model):
+    """Let torch do each RMSNorm in one call instead of six: to the bit the same in float32, in half the time."""
+    for module in model.modules():
+        if type(module).__name__ in ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"):
+            module.forward = partial(F.rms_norm, normalized_shape=module.weight.shape, weight=module.weight,
+                                     eps=module.variance_epsilon)
 
 
 def fingerprint(name):
