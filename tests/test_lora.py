@@ -99,6 +99,21 @@ def test_merging_keeps_the_logits_and_takes_the_adapter_off(tiny_model):
     torch.testing.assert_close(logits(merged), before, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_a_merged_bfloat16_model_is_within_its_rounding(family):
+    """Merged or not, the distance from the float32 model is that of bfloat16: neither is more than twice the other."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny(family, dtype)
+        lora.add(model)
+        randomise(model)
+        found.append(logits(model).float())
+    exact, adapter = found
+    merged = logits(lora.merge(model)).float()
+    apart = (adapter - exact).abs().max()
+    assert 0 < (merged - exact).abs().max() < 2 * apart and (merged - adapter).abs().max() < 2 * apart
+
+
 def test_merging_a_diverged_adapter_is_refused_and_changes_nothing(tiny_model):
     lora.add(tiny_model)
     before = logits(tiny_model)
