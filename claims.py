@@ -50,6 +50,30 @@ def subspaces(rows):
              f"{100 * level:.1f}%", "holds" if apart < LITTLE * level else "does not hold"))
 
 
+def teacher(rows):
+    """How much of the outcome is the teacher's: sentences, made after the fact and no claims of the paper.
+
+    The rank correlation of ICL's and IA2's accuracy over sets and tasks, and ia2-sft minus sft apart for tests on which ICL
+    was better and worse than the base model.
+    """
+    place = lambda row: (*results.cell(row), row["set"], row["eval_dataset"])
+    found = {method: {place(row): row["accuracy"] for row in rows if row["method"] == method} for method in ("base", "icl", "ia2")}
+    shared = [key for key in found["icl"] if key in found["ia2"]]
+    lines = []
+    if len(shared) >= 3:
+        correlation, p = metrics.rank_correlation([found["icl"][key] for key in shared], [found["ia2"][key] for key in shared])
+        lines.append(f"- IA2 copies its teacher: the rank correlation of ICL's and IA2's accuracy is {correlation:+.2f} (p = {p:.1g}) over "
+                     f"{len(shared)} pairs of few-shot set and task.")
+    for word, sign in (("better", 1), ("not better", -1)):
+        keys = {key for key in found["icl"] if key in found["base"] and (found["icl"][key] > found["base"][key]) == (sign > 0)}
+        some = [row for row in rows if place(row) in keys]
+        outcomes = [outcome[0] for figure in ("accuracy", "ece") if (outcome := verdict(some, figure, "ia2-sft", "sft", 1))]
+        if outcomes:
+            lines.append(f"- Where ICL is {word} than the base model, {outcomes[0]}" + (f"; ECE, {outcomes[1]}" if outcomes[1:] else "")
+                         + ".")
+    return "\n".join(lines)
+
+
 def check(rows):
     """[(claim, figure, verdict)] for the claims that these rows can speak to; learning rates are picked by dev loss."""
     picked = results.pick_rates(rows)
@@ -81,4 +105,6 @@ def table(rows):
     found = check(rows)
     if len(found) < 3:
         return ""
-    return "### The paper's claims\n\n" + results.markdown([["claim", "figure", "here"], *map(list, found)]) + "\n"
+    lines = teacher(results.pick_rates(rows))
+    return ("### The paper's claims\n\n" + results.markdown([["claim", "figure", "here"], *map(list, found)]) + "\n"
+            + (f"\nLooked into afterwards:\n\n{lines}\n" if lines else ""))

@@ -42,6 +42,20 @@ def test_subspaces_are_judged_against_chance():
     assert "60%" in claims.subspaces(near)[0][0] and claims.subspaces(near[:1]) == (None, None)
 
 
+def test_the_teachers_part_is_told_apart():
+    """ICL beats base on three sets of six; there ia2-sft is 10 points above sft, elsewhere 10 below; IA2 is as good as ICL."""
+    found = []
+    for place in range(6):
+        good = place < 3
+        for method, value in (("base", 0.5), ("icl", 0.6 + 0.01 * place if good else 0.4 - 0.01 * place), ("sft", 0.5),
+                              ("ia2", 0.6 + 0.01 * place if good else 0.4 - 0.01 * place), ("ia2-sft", 0.6 if good else 0.4)):
+            found.append(row(method=method, set=place, accuracy=value, ece=0.1))
+    text = claims.teacher(found)
+    assert "IA2's accuracy is +1.00" in text
+    assert "is better than the base model, ia2-sft minus sft: +10.0 points" in text
+    assert "is not better than the base model, ia2-sft minus sft: -10.0 points" in text
+
+
 def test_claims_are_listed_in_and_out_of_domain():
     both = rows(0.1) + [{**found, "eval_dataset": "o"} for found in rows(-0.1)]
     found = [(claim, outcome) for claim, _, outcome in claims.check(both)]
