@@ -93,6 +93,16 @@ def test_runs_one_by_one_come_out_as_together(call):
     same(call(*SWEEP)[3], call(*SWEEP, "--together", 1, out="alone")[3])
 
 
+def test_fifteen_runs_together_score_as_each_alone(call):
+    """5 sets x 3 learning rates: dev losses within 1e-4, the same stopping step, the same test accuracy."""
+    options = ("--sets", 5, "--lr", 1e-3, 3e-3, 1e-2, "--methods", "sft", "ia2", "ia2-sft")
+    together, alone = call(*options)[3], call(*options, "--together", 1, out="alone")[3]
+    assert len(together) == 15 * 3 and set(together) == set(alone)
+    for key, row in together.items():
+        assert row["dev_loss"] == pytest.approx(alone[key]["dev_loss"], rel=1e-4)
+        assert (row["steps"], row["accuracy"]) == (alone[key]["steps"], alone[key]["accuracy"])
+
+
 def test_all_methods_run(call):
     _, out, _, rows = call("--methods", *ia2.METHODS)
     assert len(rows) == 9 and all(f"| {method} " in out for method in ia2.METHODS)
