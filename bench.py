@@ -149,20 +149,24 @@ def matrix_rate(model):
 
 
 def compare(name, model, ours, plain, flops, tokens, repeats, note=""):
-    """One line of the table: both ways in turn, `repeats` times; a line without a plain way has no ratio."""
-    ours_seconds, plain_seconds, rates, peak = [], [], [], 0
+    """One line of the table: both ways in turn, `repeats` times; a line without a plain way has no ratio.
+
+    Memory is read in one more run, which warms up and is not timed: on two cores the thread that watches it would be
+    in the way.
+    """
+    ours_seconds, plain_seconds, rates = [], [], []
+    with Peak(model.device) as memory:
+        ours()
     for _ in range(repeats):
         rates.append(matrix_rate(model))
-        with Peak(model.device) as memory:
-            ours_seconds.append(timed(ours, model.device))
-        peak = max(peak, memory.most)
+        ours_seconds.append(timed(ours, model.device))
         rates.append(matrix_rate(model))
         if plain:
             plain_seconds.append(timed(plain, model.device))
     seconds, rate = statistics.median(ours_seconds), statistics.median(rates)
     line = {"step": name, "seconds": seconds, "plain_seconds": statistics.median(plain_seconds) if plain else None,
             "ratio": statistics.median(plain_seconds) / seconds if plain else None, "tokens_per_second": tokens / seconds,
-            "peak_mb": peak, "gflops": flops / seconds / 1e9, "limit_gflops": rate / 1e9,
+            "peak_mb": memory.most, "gflops": flops / seconds / 1e9, "limit_gflops": rate / 1e9,
             "share": flops / seconds / rate if flops else None, "note": note}
     print(f"{name}: {seconds:.2f} s", file=sys.stderr, flush=True)
     return line
