@@ -347,8 +347,7 @@ def answer_labels(model, tokenizer, exam, prompts, prefix, runs, references, rep
     tables, targets = [metrics.MeanTable() for _ in runs], [None] * min(many, ASIM_QUERIES[0])
     work = [packing.Sequence(prompt, 1, run) for run in runs for prompt in prompts]
     for placed, output in base.forward(model, work, prefix, capture=bool(prefix or references)):
-        scores = base.logits(model, output.hidden).float().softmax(-1)
-        chosen, best = scores[:, wanted].cpu(), scores.argmax(-1).cpu()
+        chosen, best = label_probabilities(model, output.hidden, wanted)
         for number, places in placed:
             run, query = divmod(number, many)
             example = exam.examples[query]
@@ -362,6 +361,16 @@ def answer_labels(model, tokenizer, exam, prompts, prefix, runs, references, rep
     labels = [example.label for example in exam.examples]
     return [{**metrics.label_scores(probabilities[run], labels, top1[run], exam.bins),
              "asim_table": tables[run].table(), "targets": targets} for run in range(len(runs))]
+
+
+def label_probabilities(model, hidden, wanted, chunk=32):
+    """hidden (N, d) -> (probabilities (N, C) of the label tokens, likeliest token (N)), without N x V numbers at once."""
+    found = []
+    for some in hidden.split(chunk):
+        scores = base.logits(model, some).float().softmax(-1)
+        found.append((scores[:, wanted], scores.argmax(-1)))
+    chosen, best = zip(*found)
+    return torch.cat(chosen).cpu(), torch.cat(best).cpu()
 
 
 def answer_texts(model, tokenizer, exam, prompts, prefix, runs, references, report):

@@ -263,16 +263,17 @@ def forward(model, sequences, prefix=None, capture=False, max_tokens=None):
     `order` is a list of (sequence number, slice of the N output positions). A pass takes about `max_tokens` tokens,
     so that memory does not grow with the number of sequences. With `capture`, self-attention outputs are read too.
     """
-    for rows in lay_passes(sequences, max_tokens or PASS_TOKENS):
-        packed = pack(sequences, rows, prefix.length if prefix else 0, model.device)
+    start = prefix.length if prefix else 0
+    for rows in lay_passes(sequences, max_tokens or PASS_TOKENS, start):
+        packed = pack(sequences, rows, start, model.device)
         yield spans(packed, sequences), run(model, packed, prefix, capture)
 
 
 def run(model, packed, prefix=None, capture=False):
     """One forward pass of packed rows, without the vocabulary projection, as an Output."""
-    past = expand(prefix, len(packed.tokens)) if prefix else None
+    past = Shared(prefix.layers) if prefix else None
     with lora.route(model, packed.owner), capture_attention(model, packed.rows, packed.columns, capture) as captured:
-        # No cache of its own: the mask is ours, and what a prefix adds is thrown away with `past`.
+        # No cache of its own: the mask is ours, and nothing reads a pass's keys and values again.
         hidden = model.get_decoder()(input_ids=packed.tokens, position_ids=packed.positions, attention_mask=packed.mask,
                                      past_key_values=past, use_cache=False).last_hidden_state
     return Output(hidden[packed.rows, packed.columns], torch.stack(captured) if capture else None)
@@ -315,6 +316,16 @@ def encode_prefix(model, tokens):
     cache = DynamicCache()
     model.get_decoder()(input_ids=torch.tensor([tokens], device=model.device), past_key_values=cache, use_cache=True)
     return Prefix([(layer.keys, layer.values) for layer in cache.layers], len(tokens))
+
+
+class Shared(DynamicCache):
+    """The prefix as every row of one pass sees it. Each layer joins it with the pass's own keys and values and keeps
+    nothing, so that a pass holds the joined copy of one layer at a time, whatever the number of rows."""
+
+    def update(self, key_states, value_states, layer_idx, *args, **options):
+        kept = self.layers[layer_idx]
+        join = lambda before, after: torch.cat([before.expand(len(after), -1, -1, -1), after], dim=-2)
+        return join(kept.keys, key_states), join(kept.values, value_states)
 
 
 def expand(prefix, rows):

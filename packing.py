@@ -9,6 +9,7 @@ import torch
 
 ROW_TOKENS = 256     # rows are at most this long, unless a sequence is longer
 WEIGHT_COST = 1000   # a token costs as much in the weights as in attention over about this many places
+PREFIX_COST = 50     # and as much as 20 places of a prefix, whose keys and values are copied into every row
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Rows:
     order: list
 
 
-def lay_passes(sequences, max_tokens):
+def lay_passes(sequences, max_tokens, prefix_length=0):
     """Sequence numbers in passes of about `max_tokens` tokens, each pass in rows that are filled well.
 
     Sequences of one run stay together, so that a pass multiplies with few adapters, and those of similar length, so
@@ -49,17 +50,17 @@ def lay_passes(sequences, max_tokens):
             used = 0
         passes[-1].append(number)
         used += len(sequences[number].tokens)
-    return [lay_rows(numbers, [len(sequences[number].tokens) for number in numbers]) for numbers in passes]
+    return [lay_rows(numbers, [len(sequences[number].tokens) for number in numbers], prefix_length) for numbers in passes]
 
 
-def lay_rows(numbers, lengths):
+def lay_rows(numbers, lengths, prefix_length=0):
     """Rows of sequence numbers: first-fit decreasing, for the row length that costs least.
 
-    A row costs its length in the weights and its square in attention, its unfilled end included.
+    A row costs its length in the weights, its square in attention, its unfilled end included, and a copy of the prefix.
     """
     def cost(rows):
         width = max(sum(length for length, _ in row) for row in rows)
-        return len(rows) * width * (WEIGHT_COST + width)
+        return len(rows) * (width * (WEIGHT_COST + width + prefix_length) + PREFIX_COST * prefix_length)
 
     pairs = sorted(zip(lengths, numbers), key=lambda pair: -pair[0])
     widths = range(pairs[0][0], max(ROW_TOKENS, pairs[0][0]) + 1, 4)
