@@ -62,7 +62,7 @@ def teacher(rows):
     lines = []
     if len(shared) >= 3:
         correlation, p = metrics.rank_correlation([found["icl"][key] for key in shared], [found["ia2"][key] for key in shared])
-        lines.append(f"- IA2 copies its teacher: the rank correlation of ICL's and IA2's accuracy is {correlation:+.2f} (p = {p:.1g}) over "
+        lines.append(f"- The rank correlation of ICL's accuracy and IA2's, of teacher and copy, is {correlation:+.2f} (p = {p:.1g}) over "
                      f"{len(shared)} pairs of few-shot set and task.")
     for word, sign in (("better", 1), ("not better", -1)):
         keys = {key for key in found["icl"] if key in found["base"] and (found["icl"][key] > found["base"][key]) == (sign > 0)}
@@ -89,7 +89,7 @@ def check(rows):
         ("IA2 then SFT is better calibrated than SFT", verdict(inside, "ece", "ia2-sft", "sft", -1)),
         ("the same, out of domain", verdict(outside, "ece", "ia2-sft", "sft", -1)),
         ("IA2 then SFT is more accurate than ICL", verdict(picked, "accuracy", "ia2-sft", "icl", +1)),
-        ("IA2 alone is not less accurate than SFT", verdict(picked, "accuracy", "ia2", "sft", +1)),
+        ("IA2 alone is more accurate than SFT", verdict(picked, "accuracy", "ia2", "sft", +1)),
         ("the closer to ICL inside, the better calibrated", calibration(rows)),
         ("IA2 then SFT stays in the subspace of IA2", shared),
         ("SFT's updates are nearly orthogonal to both", apart),

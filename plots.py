@@ -108,7 +108,7 @@ def asim_by_layer(layers, title=None):
     best = max(layers, key=lambda method: statistics.fmean(layers[method]))
     axis.set(xlabel="layer", ylabel="asim: cosine to ICL's activations", ylim=(min(0, *map(min, layers.values())), 1.03),
              title=title or (f"Inside, {best} is closest to ICL" if len(layers) > 1 else f"How close {best} is to ICL, by layer"))
-    figure.legend(loc="outside lower center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 

@@ -51,7 +51,7 @@ def test_the_teachers_part_is_told_apart():
                               ("ia2", 0.6 + 0.01 * place if good else 0.4 - 0.01 * place), ("ia2-sft", 0.6 if good else 0.4)):
             found.append(row(method=method, set=place, accuracy=value, ece=0.1))
     text = claims.teacher(found)
-    assert "IA2's accuracy is +1.00" in text
+    assert "teacher and copy, is +1.00" in text
     assert "is better than the base model, ia2-sft minus sft: +10.0 points" in text
     assert "is not better than the base model, ia2-sft minus sft: -10.0 points" in text
 

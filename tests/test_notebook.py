@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
-FIGURES = 11
+FIGURES = 10
 
 
 def images(notebook):
