@@ -1,4 +1,5 @@
 """pytest tests/test_sweep.py: the command line on a tiny model in a folder, and once on the bundled one."""
+import csv
 import json
 import os
 import random
@@ -150,8 +151,9 @@ def test_a_report_prints_the_same_table(call, tmp_path, capsys):
     assert "report.csv" in found.err
     out = found.out
     assert "### Overlap of the updates' subspaces" in out and "rank correlation" in out and "chance, r / d_out" in out
-    lines = (tmp_path / "out" / "report.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 2 * (2 + 2 * 4) and "accuracy" in lines[0].split(",")
+    with open(tmp_path / "out" / "report.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * 2 * (2 + 2 * 4) and "accuracy" in lines[0] and "\n" in lines[0]["prompt"]
 
 
 def test_a_sweep_killed_three_times_ends_as_if_never_killed(call, place, tmp_path):
