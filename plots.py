@@ -113,8 +113,9 @@ def asim_by_layer(layers, title=None):
 
 
 @drawn
-def asim_heat(table, title=None):
-    """A heat map of asim (L, queries): how alike activations with and without demos are, for each layer and query."""
+def asim_heat(table, across="query", title=None):
+    """A heat map of asim (L, queries or G): how alike activations with and without demos are, for each layer and query, or
+    for each layer and output position."""
     table = np.asarray(table)
     figure, (axis,) = panels(1, 8, 4.8)
     axis.grid(visible=False)
@@ -122,7 +123,7 @@ def asim_heat(table, title=None):
                         extent=(0.5, table.shape[1] + 0.5, 0.5, table.shape[0] + 0.5))
     figure.colorbar(image, ax=axis, label="asim: cosine, with against without demos")
     means = table.mean(1)
-    axis.set(xlabel="query", ylabel="layer", title=title or f"Demos change what happens inside most in layer {means.argmin() + 1} "
+    axis.set(xlabel=across, ylabel="layer", title=title or f"Demos change what happens inside most in layer {means.argmin() + 1} "
                                                             f"(mean asim {means.min():.2f})")
     return figure
 

@@ -94,6 +94,14 @@ def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(limit, child, tmp_path
     assert (tmp_path / "out" / "results.jsonl").read_text().startswith(kept) and len(rows_of(tmp_path / "out")) == 5
 
 
+@pytest.mark.parametrize("limit", [10**6, 2 * 10**8])
+def test_a_disk_that_fills_while_the_model_is_prepared(limit, child, tmp_path):
+    """1 MB is too little for the download, 200 MB for the converted weights: a sentence, and nothing is left."""
+    message = one_error(child("--model", "smollm2-135m", "--methods", "base", before=small_files(limit), cache=tmp_path / "cache"))
+    assert "could not download" in message if limit == 10**6 else "cannot write to the cache folder" in message
+    assert not [path for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")]
+
+
 def test_two_processes_on_one_folder_share_it(child, tmp_path):
     """Both end well, with every row once and every adapter whole."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

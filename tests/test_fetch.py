@@ -1,4 +1,5 @@
 """pytest tests/test_fetch.py: downloads that are wrong, builds that are killed, caches that cannot be written."""
+import io
 import os
 import signal
 import subprocess
@@ -17,6 +18,12 @@ ROOT = Path(__file__).parent.parent
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("IA2_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def test_members_of_archives_are_read_up_to_their_size():
+    assert fetch.read_member(io.BytesIO(b"1234"), 4) == b"1234"
+    with pytest.raises(UserError, match="larger than 3 bytes"):
+        fetch.read_member(io.BytesIO(b"1234"), 3)
 
 
 def test_a_wrong_hash_is_refused(cache, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
-FIGURES = 10
+FIGURES = 11
 
 
 def images(notebook):

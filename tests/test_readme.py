@@ -60,8 +60,8 @@ def test_the_files_are_those_of_the_table():
 
 
 def test_links_and_pictures_are_there():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", TEXT) + re.findall(r'src="([^"]+)"', TEXT)
+    assert len(targets) >= 2 and all((ROOT / target).exists() for target in targets), targets
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "results").glob("*/results.jsonl")))
