@@ -23,7 +23,7 @@ def verdict(rows, figure, first, second, better):
 
 def calibration(rows):
     """The rank correlation of asim and ECE over all tests of trained models (paper, figure 3)."""
-    pairs = [(row["asim"], row["ece"]) for row in rows if row["lr"] and None not in (row["asim"], row["ece"])]
+    pairs = [pair for _, *pair in results.points(rows)]
     correlation, p = metrics.rank_correlation(*zip(*pairs)) if len(pairs) >= 3 else (float("nan"), 1)
     if correlation != correlation:
         return None

@@ -67,6 +67,7 @@ def seal(folder):
     found = {path.name: [sha256(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir())}
     (folder / "sha256.json").write_text(json.dumps(found, indent=1))
 
+
 def intact(folder):
     """Whether a sealed folder is as it was made. A file whose size and time are the noted ones is not hashed again."""
     try:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 import metrics
 import results
+from results import points
 
 STYLE = {  # method: (colour, marker)
     "base": ("#777777", "o"), "icl": ("#000000", "s"), "sft": ("#E69F00", "^"), "ia2": ("#56B4E9", "D"),
@@ -234,11 +235,6 @@ def pooled(rows):
         counts, confidence, accuracy = np.array(bins[place], dtype=float).T
         found.append((int(counts.sum()), float(counts @ confidence / counts.sum()), float(counts @ accuracy / counts.sum())))
     return found
-
-
-def points(rows):
-    """[(method, asim, ECE)] of all tests of trained models."""
-    return [(row["method"], row["asim"], row["ece"]) for row in rows if row["lr"] and None not in (row["asim"], row["ece"])]
 
 
 def overlaps(rows):

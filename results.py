@@ -238,9 +238,14 @@ def asim_by_position(rows, methods, most=8):
     return "### Activation similarity by output position\n\n" + markdown([["position", *map(str, range(1, width))], *lines]) + "\n"
 
 
+def points(rows):
+    """[(method, asim, ECE)] of all tests of trained models."""
+    return [(row["method"], row["asim"], row["ece"]) for row in rows if row["lr"] and None not in (row["asim"], row["ece"])]
+
+
 def asim_against_ece(rows):
     """The rank correlation of asim and ECE over all trained models and tests (paper, figure 3)."""
-    pairs = [(row["asim"], row["ece"]) for row in rows if row["lr"] and row["asim"] is not None and row["ece"] is not None]
+    pairs = [pair for _, *pair in points(rows)]
     if len(pairs) < 3:
         return ""
     correlation, p = metrics.rank_correlation(*zip(*pairs))
