@@ -224,13 +224,3 @@ def test_the_bundled_model_is_read_right(bundled, tokenizer):
         losses = torch.nn.functional.cross_entropy(bundled(torch.tensor([tokens])).logits[0, :-1],
                                                    torch.tensor(tokens[1:]), reduction="none")
     assert losses[:39].mean() > 8 and losses[45:].mean() < 4
-
-
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_fused_norms_change_nothing(family):
-    plain, fused = tiny(family), tiny(family)
-    base.fuse_norms(fused)
-    tokens = torch.tensor(random_prompts([20]))
-    assert torch.equal(fused(tokens).logits, plain(tokens).logits)
-    names = {type(module).__name__ for module in fused.modules() if "forward" in vars(module)}
-    assert names == {type(plain.model.norm).__name__}
