@@ -3,8 +3,8 @@
     python bench.py                 a table, about 10 minutes on 2 cores
     python bench.py --json          the same for machines
 
-The plain way is written out below: one example at a time, straight through transformers, with its full vocabulary
-projection and without a cache. Both ways are timed in turn in the same run; seconds are medians. The share of the
+The plain way is written out below: one example at a time, straight through transformers' own model (on the same weights),
+with its full vocabulary projection and without a cache. Both ways are timed in turn in the same run; seconds are medians. The share of the
 machine's limit is useful FLOPs (2 x weights x tokens that had to be processed, the backward pass through frozen weights
 counted once) per second, over the measured rate of a large matrix product of the model's own shapes.
 """
@@ -17,6 +17,7 @@ import time
 
 import psutil
 import torch
+from transformers import AutoModelForCausalLM
 
 import data
 import ia2
@@ -39,6 +40,15 @@ WORKED = (
 
 
 # ---- the plain way --------------------------------------------------------------------------------------------------
+
+
+def plain_model(model):
+    """The model as transformers makes it, none of our routines in it, on the weights of `model`: no second copy of them."""
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.get_decoder().rotary_emb = model.get_decoder().rotary_emb  # its frequencies are no part of the state
+    return plain.eval().requires_grad_(False)
 
 
 def plain_pass(model, tokens, outputs):
@@ -134,10 +144,9 @@ def timed(job, device):
 
 
 def matrix_rate(model):
-    """FLOP/s of a large product of the model's own shapes: 1024 tokens (8192 on a GPU) through one MLP matrix."""
-    gpu, config = model.device.type == "cuda", model.config
-    tokens = torch.randn(8192 if gpu else 1024, config.hidden_size, device=model.device).to(model.dtype)
-    weight = torch.randn(config.intermediate_size, config.hidden_size, device=model.device).to(model.dtype)
+    """FLOP/s of torch's own product of large matrices of the model's shapes: 1024 tokens (8192 on a GPU) times one of the MLP."""
+    gpu, weight = model.device.type == "cuda", model.get_decoder().layers[0].mlp.up_proj.weight
+    tokens = torch.randn(8192 if gpu else 1024, weight.shape[1], device=model.device).to(model.dtype)
     count = 100 if gpu else 20
 
     def job():
@@ -194,6 +203,8 @@ def measure(name, device, repeats, epochs, queries):
     entry = base.entry(name)
     task = data.load("movies", plain=entry.plain, style=entry.labels)
     labels = base.label_tokens(tokenizer, task.label_texts)
+    stock = plain_model(model)  # before adapters are put on
+    lora.add(stock)
     sets = [data.few_shot_set(task.pool, 4, number, balanced=True) for number in range(5)]
     lora.add(model, runs=15)
     weights = sum(weight.numel() for module in model.get_decoder().layers.modules()
@@ -204,17 +215,17 @@ def measure(name, device, repeats, epochs, queries):
     examples = sets[0].train + sets[0].dev
     prompts = [ia2.prompt_tokens(model, tokenizer, before, example.query) for example, before in zip(examples, demos)]
     lines = [{"step": "model load", "seconds": load_seconds, "peak_mb": psutil.Process().memory_info().rss / 1e6}]
-    with lora.disable(model):
+    with lora.disable(model), lora.disable(stock):
         tokens = sum(map(len, prompts))
         lines.append(compare("targets, 1 token", model, lambda: ia2.few_shot_targets(model, tokenizer, sets[0]),
-                             lambda: plain_targets(model, prompts, 1), 2 * (tokens * weights + 6 * head), tokens, repeats,
+                             lambda: plain_targets(stock, prompts, 1), 2 * (tokens * weights + 6 * head), tokens, repeats,
                              "4 training and 2 dev examples"))
         problems = word_problems(4)
         prompt = ia2.prompt_tokens(model, tokenizer, problems[:3], problems[3].query)
         tokens = len(prompt) + 47
         lines.append(compare("targets, 48 tokens", model,
                              lambda: ia2.collect_targets(model, tokenizer, problems[3:], [problems[:3]], 48),
-                             lambda: plain_targets(model, [prompt], 48), 2 * (tokens * weights + 48 * head), tokens, repeats,
+                             lambda: plain_targets(stock, [prompt], 48), 2 * (tokens * weights + 48 * head), tokens, repeats,
                              f"one example, 3 demos, a prompt of {len(prompt)} tokens"))
     targets = [ia2.few_shot_targets(model, tokenizer, few_shot) for few_shot in sets]
 
@@ -231,8 +242,8 @@ def measure(name, device, repeats, epochs, queries):
         return weights * (4 * trained + 2 * read) + adapter * (6 * trained + 2 * read), trained + read
 
     def plainly(name):
-        lora.reset(model, 0)
-        plain_train(model, name, *targets[0], 3e-4, epochs)
+        lora.reset(stock)
+        plain_train(stock, name, *targets[0], 3e-4, epochs)
 
     lone = [(0, 3e-4)]
     for name_of_stage in ("ia2", "sft"):
@@ -246,13 +257,13 @@ def measure(name, device, repeats, epochs, queries):
     alone = [ia2.prompt_tokens(model, tokenizer, (), example.query) for example in exam.examples]
     tokens = sum(map(len, alone))
     lines.append(compare("evaluation", model, lambda: ia2.evaluate(model, tokenizer, exam, [0]),
-                         lambda: plain_evaluate(model, alone, labels), 2 * (tokens * weights + queries * head), tokens, repeats,
+                         lambda: plain_evaluate(stock, alone, labels), 2 * (tokens * weights + queries * head), tokens, repeats,
                          f"{queries} queries without demos"))
     with_demos = [ia2.prompt_tokens(model, tokenizer, sets[0].train, example.query) for example in exam.examples]
     tokens += len(with_demos[0]) - len(alone[0])
-    with lora.disable(model):
+    with lora.disable(model), lora.disable(stock):
         lines.append(compare("icl evaluation", model, lambda: ia2.evaluate(model, tokenizer, exam, demos=sets[0].train),
-                             lambda: plain_evaluate(model, with_demos, labels), 2 * (tokens * weights + queries * head), tokens,
+                             lambda: plain_evaluate(stock, with_demos, labels), 2 * (tokens * weights + queries * head), tokens,
                              repeats, f"{queries} queries, 4 demos each"))
     return lines, intensities(model, targets, weights)
 

@@ -232,9 +232,10 @@ def losses(model, kind, batches, backward=False):
     work = [(run, target, 1 / len(targets), tokens, terms) for run, targets in batches for target in targets
             for tokens, terms in kind.sequences(target, run.number).items()]
     totals = {run.number: 0.0 for run, _ in batches}
-    capture = any(loss == "ia2" for loss, _ in kind.terms)
+    read = {loss for loss, _ in kind.terms}
     with torch.set_grad_enabled(backward):
-        for placed, output in base.forward(model, [tokens for *_, tokens, _ in work], capture=capture):
+        for placed, output in base.forward(model, [tokens for *_, tokens, _ in work], capture="ia2" in read,
+                                           hidden=read != {"ia2"}):
             total = 0.0
             for number, places in placed:
                 run, target, weight, _, terms = work[number]

@@ -10,14 +10,13 @@ import os
 import re
 import sys
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent anywhere
 import torch
-import torch.nn.functional as F
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -245,30 +244,43 @@ class Prefix:
 @dataclass(frozen=True)
 class Output:
     """What one pass leaves at the output positions, N in all: hidden (N, d) after the last norm, activations (L, N, d)."""
-    hidden: torch.Tensor
+    hidden: torch.Tensor | None
     activations: torch.Tensor | None
 
 
-def forward(model, sequences, prefix=None, capture=False, max_tokens=None):
+def forward(model, sequences, prefix=None, capture=False, max_tokens=None, hidden=True):
     """Run sequences through the model, packed; yield, pass by pass, (order, Output).
 
     `order` is a list of (sequence number, slice of the N output positions). A pass takes about `max_tokens` tokens,
-    so that memory does not grow with the number of sequences. With `capture`, self-attention outputs are read too.
+    so that memory does not grow with the number of sequences. With `capture`, self-attention outputs are read too;
+    without `hidden` they alone, and what comes after the last of them is left out.
     """
     start = prefix.length if prefix else 0
     for rows in lay_passes(sequences, max_tokens or PASS_TOKENS, start):
         packed = pack(sequences, rows, start, model.device)
-        yield spans(packed, sequences), run(model, packed, prefix, capture)
+        yield spans(packed, sequences), run(model, packed, prefix, capture, hidden)
 
 
-def run(model, packed, prefix=None, capture=False):
+def run(model, packed, prefix=None, capture=False, hidden=True):
     """One forward pass of packed rows, without the vocabulary projection, as an Output."""
     past = Shared(prefix.layers) if prefix else None
-    with lora.route(model, packed.owner), capture_attention(model, packed.rows, packed.columns, capture) as captured:
+    with lora.route(model, packed.owner), capture_attention(model, packed.rows, packed.columns, capture) as captured, \
+            nullcontext() if hidden else without_last_mlp(model):
         # No cache of its own: the mask is ours, and nothing reads a pass's keys and values again.
-        hidden = model.get_decoder()(input_ids=packed.tokens, position_ids=packed.positions, attention_mask=packed.mask,
-                                     past_key_values=past, use_cache=False).last_hidden_state
-    return Output(hidden[packed.rows, packed.columns], torch.stack(captured) if capture else None)
+        last = model.get_decoder()(input_ids=packed.tokens, position_ids=packed.positions, attention_mask=packed.mask,
+                                   past_key_values=past, use_cache=False).last_hidden_state
+    return Output(last[packed.rows, packed.columns] if hidden else None, torch.stack(captured) if capture else None)
+
+
+@contextmanager
+def without_last_mlp(model):
+    """Inside the block the last layer ends with its attention: no attention output depends on what follows."""
+    layer = model.get_decoder().layers[-1]
+    mlp, layer.mlp = layer.mlp, torch.nn.Identity()
+    try:
+        yield
+    finally:
+        layer.mlp = mlp
 
 
 def logits(model, hidden):

@@ -65,6 +65,24 @@ def test_passes_of_few_tokens_give_the_same(tiny_model):
         close(one, other)
 
 
+def test_activations_alone_are_the_same_and_leave_the_model_as_it_was(tiny_model):
+    lora.add(tiny_model)
+    sequences = [base.Sequence(tokens, 3) for tokens in random_prompts([12, 7, 20])]
+    last = tiny_model.get_decoder().layers[-1]
+    mlp, found = last.mlp, []
+    for hidden in (True, False):
+        (_, output), = base.forward(tiny_model, sequences, capture=True, hidden=hidden)
+        output.activations.square().sum().backward()
+        found.append((output.activations, [weight.grad for weight in lora.parameters(tiny_model)]))
+        for weight in lora.parameters(tiny_model):
+            weight.grad = None
+        assert last.mlp is mlp and (output.hidden is not None) == hidden
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="stopped"), base.without_last_mlp(tiny_model):
+        raise RuntimeError("stopped")
+    assert last.mlp is mlp
+
+
 def test_captured_output_is_what_the_residual_stream_adds(tiny_model):
     """The input of the next norm minus the layer's own input is the captured self-attention output."""
     layer, seen = tiny_model.get_decoder().layers[1], {}
