@@ -2,8 +2,10 @@
 
 torch multiplies float32 matrices with MKL on x86, which is slow there for the row counts of few examples: with 100 tokens
 oneDNN, which comes with torch too, takes two thirds of the time, for one token half of it. torch's own compiler calls it
-the same way. Where torch was built without it, on a GPU and in bfloat16 everything is left as it is.
+the same way. On other machines, where torch was built without it, on a GPU and in bfloat16 everything is left as it is.
 """
+import platform
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,8 +19,8 @@ def product(x, weight, bias=None):
 
 
 def available():
-    """Whether this build of torch has oneDNN's product."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Whether this is an x86 machine and this build of torch has oneDNN's product."""
+    return platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class FrozenProduct(torch.autograd.Function):
