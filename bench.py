@@ -4,9 +4,9 @@
     python bench.py --json          the same for machines
 
 The plain way is written out below: one example at a time, straight through transformers' own model (on the same weights),
-with its full vocabulary projection and without a cache. Both ways are timed in turn in the same run; seconds are medians. The share of the
-machine's limit is useful FLOPs (2 x weights x tokens that had to be processed, the backward pass through frozen weights
-counted once) per second, over the measured rate of a large matrix product of the model's own shapes.
+with its full vocabulary projection and without a cache. Both ways are timed in turn in the same run; seconds are medians.
+The share of the machine's limit is useful FLOPs (2 x weights x tokens that had to be processed, the backward pass through
+frozen weights counted once) per second, over the measured rate of a large matrix product of the model's own shapes.
 """
 import json
 import platform

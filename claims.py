@@ -22,12 +22,12 @@ def verdict(rows, figure, first, second, better):
 
 
 def calibration(rows):
-    """The rank correlation of asim and ECE over all tests of trained models (paper, figure 3)."""
-    pairs = [pair for _, *pair in results.points(rows)]
-    correlation, p = metrics.rank_correlation(*zip(*pairs)) if len(pairs) >= 3 else (float("nan"), 1)
-    if correlation != correlation:
+    """The rank correlation of asim and ECE over all tests of trained models, as text and verdict."""
+    found = results.asim_ece_correlation(rows)
+    if not found:
         return None
-    text = f"rank correlation of asim and ECE {correlation:+.2f} (p = {p:.1g}), {len(pairs)} tests"
+    correlation, p, tests = found
+    text = f"rank correlation of asim and ECE {correlation:+.2f} (p = {p:.1g}), {tests} tests"
     return text, "undecided" if p > 0.05 else "holds" if correlation < 0 else "does not hold"
 
 

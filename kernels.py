@@ -2,7 +2,8 @@
 
 torch multiplies float32 matrices with MKL on x86, which is slow there for the row counts of few examples: with 100 tokens
 oneDNN, which comes with torch too, takes two thirds of the time, for one token half of it. torch's own compiler calls it
-the same way. On other machines, where torch was built without it, on a GPU and in bfloat16 everything is left as it is.
+the same way. On other machines, where torch was built without it, on a GPU and for layers that train the products are torch's
+own. Models in bfloat16 are left as they are.
 """
 import platform
 
@@ -20,7 +21,8 @@ def product(x, weight, bias=None):
 
 def available():
     """Whether this is an x86 machine and this build of torch has oneDNN's product."""
-    return platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return (platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
 class FrozenProduct(torch.autograd.Function):
@@ -61,9 +63,10 @@ class FusedRMSNorm(nn.Module):
 
 
 def speed_up(model):
-    """Let the linear layers and norms of a frozen float32 `model` use these routines, in place; its weights stay where they are."""
+    """Let the linear layers and norms of a frozen float32 `model` use these routines, in place; its weights stay as they are."""
+    faster_products = available()
     for module in model.modules():
-        if type(module) is nn.Linear and available():
+        if type(module) is nn.Linear and faster_products:
             module.__class__ = FrozenLinear
         elif type(module).__name__ in NORMS:
             module.__class__ = FusedRMSNorm

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 import metrics
 import results
-from results import points
 
 STYLE = {  # method: (colour, marker)
     "base": ("#777777", "o"), "icl": ("#000000", "s"), "sft": ("#E69F00", "^"), "ia2": ("#56B4E9", "D"),
@@ -279,8 +278,8 @@ def all_figures(rows):
                 accuracies.setdefault(row["method"], {}).setdefault(row["n"], []).append(row["accuracy"])
         if accuracies:
             figures[f"accuracy-against-n-{'-'.join(pair)}"] = accuracy_against_n(accuracies, pair[1])
-    if len(points(rows)) >= 3:
-        figures["asim-against-ece"] = asim_against_ece(points(rows))
+    if len(results.points(rows)) >= 3:
+        figures["asim-against-ece"] = asim_against_ece(results.points(rows))
     return figures
 
 

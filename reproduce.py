@@ -22,13 +22,14 @@ import options
 import results
 
 RATES = "--lr 1e-4 3e-4 1e-3"
-MOVIES = f"--dataset movies --eval movies amazon tweets --sets 5 {RATES} --out results/movies"
+MOVIES = "--dataset movies --eval movies amazon tweets --sets 5"
+SWEEP = f"{MOVIES} {RATES} --out results/movies"
 PARTS = {  # name: (what it is, the options of ia2.py)
     "teacher": ("wordings and ways to draw sets, by ICL's accuracy on training data", None),
-    "n4": ("nine methods at n = 4", f"{MOVIES} --n 4 --methods {' '.join(ia2.METHODS)}"),
-    "more": ("the five main methods at n = 2, 8, 16", f"{MOVIES} --n 2 8 16"),
+    "n4": ("nine methods at n = 4", f"{SWEEP} --n 4 --methods {' '.join(ia2.METHODS)}"),
+    "more": ("the five main methods at n = 2, 8, 16", f"{SWEEP} --n 2 8 16"),
     "longer": ("n = 4 with up to 200 epochs a stage: is what fails only IA2 stopped too early?",
-               "--dataset movies --eval movies amazon tweets --sets 5 --lr 1e-3 --max-epochs 200 --out results/longer"),
+               f"{MOVIES} --lr 1e-3 --max-epochs 200 --out results/longer"),
     "paper": ("the paper's own setting: Text:/Label:, digits, random sets",
               f"--dataset movies --labels digits --no-balanced --sets 5 {RATES} --out results/paper_setting"),
     "real": ("SST-2 and Financial PhraseBank", f"--dataset sst2 --eval sst2 finsen --sets 5 {RATES} --out results/sst2"),

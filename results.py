@@ -243,16 +243,21 @@ def points(rows):
     return [(row["method"], row["asim"], row["ece"]) for row in rows if row["lr"] and None not in (row["asim"], row["ece"])]
 
 
-def asim_against_ece(rows):
-    """The rank correlation of asim and ECE over all trained models and tests (paper, figure 3)."""
+def asim_ece_correlation(rows):
+    """(Spearman's rank correlation of asim and ECE, its p, tests of trained models) (paper, figure 3), or None: undefined."""
     pairs = [pair for _, *pair in points(rows)]
-    if len(pairs) < 3:
+    correlation, p = metrics.rank_correlation(*zip(*pairs)) if len(pairs) >= 3 else (math.nan, 1)
+    return None if math.isnan(correlation) else (correlation, p, len(pairs))
+
+
+def asim_against_ece(rows):
+    """The rank correlation of asim and ECE as a section of the report."""
+    found = asim_ece_correlation(rows)
+    if not found:
         return ""
-    correlation, p = metrics.rank_correlation(*zip(*pairs))
-    if math.isnan(correlation):
-        return ""
+    correlation, p, tests = found
     return ("### Activation similarity against calibration\n\n"
-            f"Spearman's rank correlation of asim and ECE over {len(pairs)} tests of trained models: {correlation:+.3f} "
+            f"Spearman's rank correlation of asim and ECE over {tests} tests of trained models: {correlation:+.3f} "
             f"(p = {p:.1g}). Below zero: the closer to ICL inside, the better calibrated.\n")
 
 

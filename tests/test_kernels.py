@@ -3,7 +3,7 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import random_prompts, tiny
 from torch import nn
 
 import kernels
@@ -59,7 +59,7 @@ def test_a_model_stays_the_same(family):
     plain, fast = tiny(family), tiny(family)
     before = dict(fast.named_parameters())
     kernels.speed_up(fast)
-    tokens = torch.randint(5, 5000, (2, 20), generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor(random_prompts([20, 20]))
     torch.testing.assert_close(fast(tokens).logits, plain(tokens).logits, atol=1e-4, rtol=1e-4)
     assert all(weight is before[name] for name, weight in fast.named_parameters())
     kinds = {type(module) for module in fast.modules()}
@@ -71,7 +71,7 @@ def test_fused_norms_change_no_bit(family, monkeypatch):
     monkeypatch.setattr(kernels, "available", lambda: False)
     plain, fast = tiny(family), tiny(family)
     kernels.speed_up(fast)
-    tokens = torch.randint(5, 5000, (1, 20), generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor(random_prompts([20]))
     assert torch.equal(fast(tokens).logits, plain(tokens).logits)
 
 
