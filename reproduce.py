@@ -1,12 +1,14 @@
 """The paper's comparison on the bundled model, once more: one command, a few hours on two cores, no GPU.
 
-    python reproduce.py                      all of it into results/; what is there already is not run again
+    python reproduce.py                      all of it into reproduced/; what is there already is not run again
     python reproduce.py --only teacher       one part of it
     python reproduce.py --data-dir DIR       sst2 and finsen from local copies instead of the hub
+    python reproduce.py --out results        what comes with the code: its tables, without running anything again
 
 Parts, in this order:
 """
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -17,27 +19,43 @@ from pathlib import Path
 
 import data
 import ia2
+import lora
+import metrics
 import model as base
 import options
 import results
 
 RATES = "--lr 1e-4 3e-4 1e-3"
 MOVIES = "--dataset movies --eval movies amazon tweets --sets 5"
-SWEEP = f"{MOVIES} {RATES} --out results/movies"
-PARTS = {  # name: (what it is, the options of ia2.py)
-    "teacher": ("wordings and ways to draw sets, by ICL's accuracy on training data", None),
-    "n4": ("nine methods at n = 4", f"{SWEEP} --n 4 --methods {' '.join(ia2.METHODS)}"),
-    "more": ("the five main methods at n = 2, 8, 16", f"{SWEEP} --n 2 8 16"),
-    "longer": ("n = 4 with up to 200 epochs a stage: is what fails only IA2 stopped too early?",
-               f"{MOVIES} --lr 1e-3 --max-epochs 200 --out results/longer"),
-    "paper": ("the paper's own setting: Text:/Label:, digits, random sets",
-              f"--dataset movies --labels digits --no-balanced --sets 5 {RATES} --out results/paper_setting"),
-    "real": ("SST-2 and Financial PhraseBank", f"--dataset sst2 --eval sst2 finsen --sets 5 {RATES} --out results/sst2"),
+SWEEPS = {  # name: (what it is, its folder, the options of ia2.py)
+    "n4": ("nine methods at n = 4", "movies", f"{MOVIES} {RATES} --n 4 --methods {' '.join(ia2.METHODS)}"),
+    "more": ("the five main methods at n = 2, 8, 16", "movies", f"{MOVIES} {RATES} --n 2 8 16"),
+    "longer": ("n = 4 with up to 200 epochs a stage: is what fails only IA2 stopped too early?", "longer",
+               f"{MOVIES} --lr 1e-3 --max-epochs 200"),
+    "paper": ("the paper's own setting: Text:/Label:, digits, random sets", "paper_setting",
+              f"--dataset movies --labels digits --no-balanced --sets 5 {RATES}"),
+    "real": ("SST-2 and Financial PhraseBank", "sst2", f"--dataset sst2 --eval sst2 finsen --sets 5 {RATES}"),
 }
+ANALYSES = {"teacher": "wordings and ways to draw sets, by ICL's accuracy on training data",
+            "overlap": "what updates of the same few-shot set share, beside those of different sets"}
+PARTS = {"teacher": ANALYSES["teacher"], **{name: what for name, (what, *_) in SWEEPS.items()}, "overlap": ANALYSES["overlap"]}
+UPDATES = ("sft", "ia2", "ia2-sft")
 SETTINGS = [  # (wording, labels, balanced)
     ("Text:/Label:", "digits", False), ("Text:/Label:", "words", False), ("Text:/Label:", "words", True),
     ("Review:/Sentiment:", "words", False), ("Review:/Sentiment:", "words", True),
 ]
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write(path, rows):
+    """Rows as lines of JSON, in one step: a reader finds the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    partial.replace(path)
 
 
 def compare_teachers(path, sets=5, numbers=(2, 4, 8, 16), queries=60):
@@ -47,40 +65,36 @@ def compare_teachers(path, sets=5, numbers=(2, 4, 8, 16), queries=60):
     leave_one_out: how often it is right on the training examples themselves, with the other n - 1 as demos, which is
     what IA2's targets are made of. Lines that are there already are kept.
     """
-    model, tokenizer = base.load_model("smollm2-135m", base.pick_device("auto")), base.load_tokenizer("smollm2-135m")
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = read(path)
     known = {(row["wording"], row["labels"], row["balanced"], row["n"]) for row in rows}
-    for wording, labels, balanced in SETTINGS:
+    due = [(*setting, n) for setting in SETTINGS for n in numbers if (*setting, n) not in known]
+    if due:
+        model, tokenizer = base.load_model("smollm2-135m", base.pick_device("auto")), base.load_tokenizer("smollm2-135m")
+    for wording, labels, balanced, n in due:
+        found, start = [], time.perf_counter()
         task = data.load("movies", plain=wording.startswith("Review"), style=labels)
         tokens = base.label_tokens(tokenizer, task.label_texts)
-        for n in numbers:
-            if (wording, labels, balanced, n) in known:
-                continue
-            found, start = [], time.perf_counter()
-            for number in range(sets):
-                few_shot = data.few_shot_set(task.pool, n, number, balanced=balanced)
-                used = {example.query for example in few_shot.train + few_shot.dev}
-                rest = [example for example in task.pool if example.query not in used]
-                exam = ia2.Exam(task.task, random.Random(f"teacher-{number}").sample(rest, queries), tokens, 1)
-                scores, = ia2.evaluate(model, tokenizer, exam, demos=few_shot.train)
-                targets, _ = ia2.few_shot_targets(model, tokenizer, few_shot)
-                right = statistics.fmean(target.icl == target.gold for target in targets)
-                found.append((scores["accuracy"], scores["largest_share"], right))
-            accuracies, shares, lone = zip(*found)
-            rows.append({"wording": wording, "labels": labels, "balanced": balanced, "n": n, "sets": sets, "queries": queries,
-                         "accuracy": accuracies, "largest_share": shares, "leave_one_out": lone,
-                         "command": "python reproduce.py --only teacher"})
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            partial.replace(path)
-            print(f"{wording} {labels} {'balanced' if balanced else 'random'} n={n}: {time.perf_counter() - start:.0f} s",
-                  file=sys.stderr, flush=True)
+        for number in range(sets):
+            few_shot = data.few_shot_set(task.pool, n, number, balanced=balanced)
+            used = {example.query for example in few_shot.train + few_shot.dev}
+            rest = [example for example in task.pool if example.query not in used]
+            exam = ia2.Exam(task.task, random.Random(f"teacher-{number}").sample(rest, queries), tokens, 1)
+            scores, = ia2.evaluate(model, tokenizer, exam, demos=few_shot.train)
+            targets, _ = ia2.few_shot_targets(model, tokenizer, few_shot)
+            right = statistics.fmean(target.icl == target.gold for target in targets)
+            found.append((scores["accuracy"], scores["largest_share"], right))
+        accuracies, shares, lone = zip(*found)
+        rows.append({"wording": wording, "labels": labels, "balanced": balanced, "n": n, "sets": sets, "queries": queries,
+                     "accuracy": accuracies, "largest_share": shares, "leave_one_out": lone,
+                     "command": "python reproduce.py --only teacher"})
+        write(path, rows)
+        print(f"{wording} {labels} {'balanced' if balanced else 'random'} n={n}: {time.perf_counter() - start:.0f} s",
+              file=sys.stderr, flush=True)
 
 
 def teacher_table(path):
     """The comparison as a Markdown table: accuracy of ICL with n demos / on the set itself, leaving one out."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = read(path)
     numbers = sorted({row["n"] for row in rows})
     lines = [["wording", "labels", "sets", *(f"n = {n}" for n in numbers)]]
     for wording, labels, balanced in SETTINGS:
@@ -91,23 +105,66 @@ def teacher_table(path):
     return results.markdown(lines)
 
 
+def compare_updates(path, sweep):
+    """Write one line a pair of methods: the overlap of their updates at n = 4, of the same few-shot set and of different ones.
+
+    Means over layers, modules, sets and learning rates; both updates of a pair have the same rate. Those of the same set start
+    from the same A and see the same data, those of different sets share neither: what they have in common belongs to the
+    model, not to the examples. The adapters lie beside the rows in the folder `sweep`. Raises UserError if there are none.
+    """
+    rows = [row for row in results.read(sweep / "results.jsonl") if row["n"] == 4 and row["method"] in UPDATES]
+    if not rows:
+        raise base.UserError(f"there are no adapters in {sweep} yet; run the part n4 first")
+    updates = {(row["method"], row["set"], row["lr"]): {name: B for name, (_, B) in lora.read(sweep / row["run"])[0].items()}
+               for row in rows}
+    found = {}
+    for first, second in itertools.combinations(sorted(updates, key=lambda run: (UPDATES.index(run[0]), run)), 2):
+        if first[2] == second[2]:
+            shared = statistics.fmean(metrics.subspace_overlap(B, updates[second][name]) for name, B in updates[first].items())
+            found.setdefault((first[0], second[0]), {}).setdefault(first[1] == second[1], []).append(shared)
+    chance = statistics.fmean(B.shape[1] / B.shape[0] for B in updates[first].values())
+    mean = lambda values: statistics.fmean(values) if values else None
+    write(path, [{"methods": methods, "same_set": mean(by_set.get(True)), "other_set": mean(by_set.get(False)), "chance": chance,
+                  "command": "python reproduce.py --only overlap"} for methods, by_set in found.items()])
+
+
+def update_table(path):
+    """What updates share, as a Markdown table."""
+    percent = lambda value: "-" if value is None else f"{100 * value:.1f}%"
+    return results.markdown([["updates of", "the same set", "different sets", "chance"], *(
+        [" and ".join(row["methods"]), *map(percent, (row["same_set"], row["other_set"], row["chance"]))] for row in read(path))])
+
+
+def analyse(name, out):
+    """Run one of ANALYSES, or print what is there of it already."""
+    path = out / f"{name}.jsonl"
+    if name == "teacher":
+        compare_teachers(path)
+        print(teacher_table(path))
+    else:
+        if not path.exists():
+            compare_updates(path, out / "movies")
+        print(update_table(path))
+
+
 def main():
     parser = options.Parser(prog="reproduce.py", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                            description=__doc__ + "\n".join(f"    {name:10}{what}" for name, (what, _) in PARTS.items()))
+                            description=__doc__ + "\n".join(f"    {name:10}{what}" for name, what in PARTS.items()))
     parser.add_argument("--only", type=options.one_of(tuple(PARTS)), metavar="PART", help="one part")
     parser.add_argument("--data-dir", metavar="DIR", help="local copies of sst2 and finsen")
+    parser.add_argument("--out", type=Path, default=Path("reproduced"), metavar="DIR", help="where it goes (default reproduced)")
     settings = parser.parse_args()
-    for name, (what, words) in PARTS.items():
+    for name, what in PARTS.items():
         if settings.only not in (None, name):
             continue
         print(f"--- {name}: {what}", file=sys.stderr, flush=True)
-        if words is None:
-            path = Path("results", "teacher.jsonl")
-            compare_teachers(path)
-            print(teacher_table(path))
+        if name in ANALYSES:
+            analyse(name, settings.out)
             continue
+        _, folder, words = SWEEPS[name]
         local = ["--data-dir", settings.data_dir] if settings.data_dir and name == "real" else []
-        for command in ([*words.split(), *local], ["--report", f"{words.split('--out ')[1].split()[0]}/results.jsonl"]):
+        place = str(settings.out / folder)
+        for command in ([*words.split(), *local, "--out", place], ["--report", f"{place}/results.jsonl"]):
             code = subprocess.run([sys.executable, "ia2.py", *command], stdout=subprocess.DEVNULL, check=False).returncode
             if code:
                 return code
@@ -117,6 +174,6 @@ def main():
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except base.UserError as error:
+    except (base.UserError, lora.LoRAError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

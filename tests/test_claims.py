@@ -1,10 +1,17 @@
-"""pytest tests/test_claims.py: verdicts follow the intervals, and reproduce.py's parts are commands that exist."""
+"""pytest tests/test_claims.py: verdicts follow the intervals, and what reproduce.py adds."""
+import json
+
 import pytest
+import torch
+from safetensors.torch import save_file
 from samples import row
 
 import claims
+import lora
+import model as base
 import options
 import reproduce
+import results
 
 
 def rows(shift, noise=0.01, figure="accuracy", **more):
@@ -64,5 +71,29 @@ def test_claims_are_listed_in_and_out_of_domain():
 
 
 def test_the_parts_of_the_reproduction_are_commands():
-    for what, words in reproduce.PARTS.values():
-        assert what and (words is None or options.parse(words.split()).out.startswith("results/"))
+    assert set(reproduce.PARTS) == {*reproduce.SWEEPS, *reproduce.ANALYSES}
+    for what, folder, words in reproduce.SWEEPS.values():
+        assert what and options.parse([*words.split(), "--out", folder]).out == folder
+
+
+def test_updates_of_the_same_set_are_told_from_those_of_others(tmp_path):
+    """Updates whose spans are known: columns of the unit matrix. sft and ia2 share one of two within a set, none across sets."""
+    columns = {("sft", 0): (0, 1), ("ia2", 0): (1, 2), ("sft", 1): (4, 5), ("ia2", 1): (5, 6)}
+    found = []
+    for (method, number), span in columns.items():
+        for lr in (0.1, 0.2):  # at the other rate the spans are moved: pairs of two rates would share other columns
+            B = torch.eye(20)[:, [place + (10 if lr == 0.2 else 0) for place in span]]
+            found.append(row(method=method, set=number, lr=lr, run=f"{method}{number}{lr}"))
+            folder = tmp_path / found[-1]["run"]
+            folder.mkdir()
+            (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+            save_file({f"{lora.PREFIX}q_proj.lora_{kind}.weight": weight.contiguous()
+                       for kind, weight in (("A", torch.ones(2, 3)), ("B", B))}, folder / "adapter_model.safetensors")
+    results.append(tmp_path / "results.jsonl", found)
+    reproduce.compare_updates(tmp_path / "overlap.jsonl", tmp_path)
+    lines = {tuple(row["methods"]): row for row in reproduce.read(tmp_path / "overlap.jsonl")}
+    assert lines["sft", "ia2"]["same_set"] == pytest.approx(0.5) and lines["sft", "ia2"]["other_set"] == pytest.approx(0)
+    assert lines["sft", "sft"]["same_set"] is None and lines["sft", "ia2"]["chance"] == 0.1
+    assert "| sft and ia2 | 50.0%        | 0.0%           | 10.0%  |" in reproduce.update_table(tmp_path / "overlap.jsonl")
+    with pytest.raises(base.UserError, match="run the part n4 first"):
+        reproduce.compare_updates(tmp_path / "overlap.jsonl", tmp_path / "nothing")

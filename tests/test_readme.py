@@ -91,5 +91,8 @@ def test_a_committed_row_comes_out_again_of_its_own_command(tmp_path, capsys):
 def test_the_comparison_of_teachers_runs_and_is_the_committed_one(tmp_path):
     reproduce.compare_teachers(tmp_path / "teacher.jsonl", sets=1, numbers=(2,), queries=4)
     assert reproduce.teacher_table(tmp_path / "teacher.jsonl").count("\n") == 1 + len(reproduce.SETTINGS)
-    if (ROOT / "results" / "teacher.jsonl").exists():
-        assert reproduce.teacher_table(ROOT / "results" / "teacher.jsonl") in TEXT
+    assert reproduce.teacher_table(ROOT / "results" / "teacher.jsonl") in TEXT
+
+
+def test_the_comparison_of_updates_is_the_committed_one():
+    assert reproduce.update_table(ROOT / "results" / "overlap.jsonl") in TEXT
