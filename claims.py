@@ -51,27 +51,32 @@ def subspaces(rows):
 
 
 def teacher(rows):
-    """How much of the outcome is the teacher's: sentences, made after the fact and no claims of the paper.
+    """How much of the outcome is the teacher's, as Markdown: made after the fact and no claims of the paper.
 
-    The rank correlation of ICL's and IA2's accuracy over sets and tasks, and ia2-sft minus sft apart for tests on which ICL
-    was better and worse than the base model.
+    The rank correlation of ICL's and IA2's accuracy over sets and tasks; then the claims that are about gains, apart for tests on
+    which ICL was better and worse than the base model.
     """
     place = lambda row: (*results.cell(row), row["set"], row["eval_dataset"])
-    found = {method: {place(row): row["accuracy"] for row in rows if row["method"] == method} for method in ("base", "icl", "ia2")}
+    picked = results.pick_rates(rows)
+    found = {method: {place(row): row["accuracy"] for row in picked if row["method"] == method} for method in ("base", "icl", "ia2")}
     shared = [key for key in found["icl"] if key in found["ia2"]]
     lines = []
     if len(shared) >= 3:
         correlation, p = metrics.rank_correlation([found["icl"][key] for key in shared], [found["ia2"][key] for key in shared])
-        lines.append(f"- The rank correlation of ICL's accuracy and IA2's, of teacher and copy, is {correlation:+.2f} (p = {p:.1g}) over "
+        lines.append(f"The rank correlation of ICL's accuracy and IA2's, of teacher and copy, is {correlation:+.2f} (p = {p:.1g}) over "
                      f"{len(shared)} pairs of few-shot set and task.")
-    for word, sign in (("better", 1), ("not better", -1)):
+    columns = []
+    for sign in (1, -1):
         keys = {key for key in found["icl"] if key in found["base"] and (found["icl"][key] > found["base"][key]) == (sign > 0)}
-        some = [row for row in rows if place(row) in keys]
-        outcomes = [outcome[0] for figure in ("accuracy", "ece") if (outcome := verdict(some, figure, "ia2-sft", "sft", 1))]
-        if outcomes:
-            lines.append(f"- Where ICL is {word} than the base model, {outcomes[0]}" + (f"; ECE, {outcomes[1]}" if outcomes[1:] else "")
-                         + ".")
-    return "\n".join(lines)
+        some = [row for row in picked if place(row) in keys]
+        outcomes = (verdict(some, "accuracy", "ia2-sft", "sft", +1), verdict(some, "ece", "ia2-sft", "sft", -1),
+                    verdict(some, "ece", "icl", "sft", -1), calibration([row for row in rows if place(row) in keys]))
+        columns.append([outcome[0] if outcome else "-" for outcome in outcomes])
+    names = ("accuracy", "ECE", "ECE", "calibration")
+    parts = [[name, *texts] for name, *texts in zip(names, *columns) if set(texts) != {"-"}]
+    if parts:
+        lines += ["", results.markdown([["", "where ICL is more accurate than the base model", "where it is not"], *parts])]
+    return "\n".join(lines).strip()
 
 
 def check(rows):
@@ -105,6 +110,6 @@ def table(rows):
     found = check(rows)
     if len(found) < 3:
         return ""
-    lines = teacher(results.pick_rates(rows))
+    lines = teacher(rows)
     return ("### The paper's claims\n\n" + results.markdown([["claim", "figure", "here"], *map(list, found)]) + "\n"
             + (f"\nLooked into afterwards:\n\n{lines}\n" if lines else ""))

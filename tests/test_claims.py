@@ -59,8 +59,9 @@ def test_the_teachers_part_is_told_apart():
             found.append(row(method=method, set=place, accuracy=value, ece=0.1))
     text = claims.teacher(found)
     assert "teacher and copy, is +1.00" in text
-    assert "is better than the base model, ia2-sft minus sft: +10.0 points" in text
-    assert "is not better than the base model, ia2-sft minus sft: -10.0 points" in text
+    head, _, accuracy = text.splitlines()[2:5]
+    assert head.split(" | ")[1].startswith("where ICL is more accurate than the base model")
+    assert [cell.split(" points")[0] for cell in accuracy.split(" | ")[1:]] == ["ia2-sft minus sft: +10.0", "ia2-sft minus sft: -10.0"]
 
 
 def test_claims_are_listed_in_and_out_of_domain():
