@@ -9,13 +9,10 @@ MUCH, LITTLE = 0.25, 3.0  # "shares much": a quarter of the subspace; "near chan
 
 def verdict(rows, figure, first, second, better):
     """(text, verdict) of a paired difference first - second; `better` is +1 where larger is what the paper says."""
-    found = results.paired(rows, figure, first, second)
-    if len(found) < 2:
+    found = results.difference(rows, figure, first, second)
+    if not found:
         return None
-    scale, digits, unit = (100, 1, " points") if figure == "accuracy" else (1, 3, "")
-    mean, low, high = (scale * value for value in metrics.bootstrap_interval(found))
-    text = (f"{first} minus {second}: {mean:+.{digits}f}{unit}, 95% interval [{low:+.{digits}f}, {high:+.{digits}f}], "
-            f"{len(found)} pairs")
+    text, low, high = found
     if better * low > 0 and better * high > 0:
         return text, "holds"
     return text, "does not hold" if better * low < 0 and better * high < 0 else "undecided"

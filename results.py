@@ -150,22 +150,22 @@ def markdown(lines):
     return "\n".join([text[0], "| " + " | ".join("-" * width for width in widths) + " |", *text[1:]])
 
 
-def paired(rows, figure, first="ia2-sft", second="sft"):
+def paired(rows, figure, first, second):
     """Differences first - second of a figure, paired by cell, few-shot set and test task."""
     by_method = {method: {(*cell(row), row["set"], row["eval_dataset"]): row[figure] for row in rows
                           if row["method"] == method and row[figure] is not None} for method in (first, second)}
     return [by_method[first][place] - by_method[second][place] for place in by_method[first] if place in by_method[second]]
 
 
-def difference(rows, figure, name):
-    """A line about ia2-sft against sft: the mean paired difference and its 95% bootstrap interval, or nothing."""
-    differences = paired(rows, figure)
-    if len(differences) < 2:
-        return ""
+def difference(rows, figure, first="ia2-sft", second="sft"):
+    """(text, low, high) of the mean paired difference first - second and its 95% bootstrap interval; None of fewer than two."""
+    found = paired(rows, figure, first, second)
+    if len(found) < 2:
+        return None
     scale, digits, unit = (100, 1, " points") if figure == "accuracy" else (1, 3, "")
-    mean, low, high = (scale * value for value in metrics.bootstrap_interval(differences))
-    return (f"- ia2-sft minus sft, {name}: {mean:+.{digits}f}{unit}, 95% bootstrap interval "
-            f"[{low:+.{digits}f}, {high:+.{digits}f}] over {len(differences)} paired results")
+    mean, low, high = (scale * value for value in metrics.bootstrap_interval(found))
+    return (f"{first} minus {second}: {mean:+.{digits}f}{unit}, 95% interval [{low:+.{digits}f}, {high:+.{digits}f}], "
+            f"{len(found)} pairs", low, high)
 
 
 def tables(rows, methods):
@@ -183,9 +183,9 @@ def tables(rows, methods):
         parts.append(markdown(table(found, methods)))
         in_domain = [row for row in found if row["eval_dataset"] == dataset]
         others = [row for row in found if row["eval_dataset"] != dataset]
-        parts.append("\n".join(filter(None, (difference(part, figure, f"{name}{domain}")
-                                             for figure, name in (("accuracy", "accuracy"), ("ece", "ECE"))
-                                             for part, domain in ((in_domain, ""), (others, ", out of domain"))))))
+        parts.append("\n".join(f"- {name}{domain}, {outcome[0]}" for figure, name in (("accuracy", "accuracy"), ("ece", "ECE"))
+                               for part, domain in ((in_domain, ""), (others, ", out of domain"))
+                               if (outcome := difference(part, figure))))
     if any(row["eval_dataset"] != row["dataset"] for row in rows):
         parts.append("\\* out of domain: tested on a task that was not trained on.")
     if len({rate for row in rows if (rate := row["lr"])}) > 1:

@@ -73,9 +73,9 @@ def test_tables_have_means_deviations_bold_bests_and_marks():
 def test_differences_are_paired_by_set_and_task():
     rows = [row(method=method, set=number, accuracy=value) for method, values in
             (("sft", (0.5, 0.6, 0.7)), ("ia2-sft", (0.6, 0.8, 0.7))) for number, value in enumerate(values)]
-    assert results.paired(rows[:-1], "accuracy") == pytest.approx([0.1, 0.2])
+    assert results.paired(rows[:-1], "accuracy", "ia2-sft", "sft") == pytest.approx([0.1, 0.2])
     text = results.report(rows, ["sft", "ia2-sft"])
-    assert "ia2-sft minus sft, accuracy: +10.0 points, 95% bootstrap interval [+0.0, +20.0] over 3 paired results" in text
+    assert "- accuracy, ia2-sft minus sft: +10.0 points, 95% interval [+0.0, +20.0], 3 pairs" in text
 
 
 def test_a_report_of_nothing_says_so():
