@@ -39,6 +39,7 @@ def card(lab, plan, dev_loss, rows=()):
               "## Training", "",
               f"- Data: {plan.n} training and {plan.n // 2} dev examples of {task.name} ({lab.train.source}), few-shot set "
               f"{plan.few_shot.number}, {'equal label counts' if lab.balanced else 'random draws'}, seed {settings['seed']}",
+              *["- Targets: the demos of each training example lack one example of each other label too"] * ("leave_out" in settings),
               f"- Prompt: `{json.dumps(lab.train.prompt, ensure_ascii=False)[1:-1]}`; answers: {answers}"]
     lines += [f"- Stage {number}: {STAGE_TEXT[name]}" for number, name in enumerate(ia2.METHODS[plan.method], start=1)]
     lines += [f"- Learning rate {plan.lr:g}, at most {settings['max_epochs']} epochs a stage; best dev loss {dev_loss:.4g}", ""]

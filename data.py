@@ -366,10 +366,17 @@ def few_shot_set(pool, n, number=0, seed=0, balanced=False):
                       [next(back[place % len(groups)]) for place in range(n // 2)], number, seed)
 
 
-def leave_one_out(few_shot, place):
-    """The demos of training example `place`: all others of its set, in a random order that depends on set and place."""
+def leave_one_out(few_shot, place, each=False):
+    """The demos of training example `place`: all others of its set, in a random order that depends on set and place.
+
+    Where the set is balanced, that leaves more demos of the other labels than of its own. With `each`, one example of each
+    other label is left out too, so that the demos are balanced again (no part of the paper).
+    """
     others = few_shot.train[:place] + few_shot.train[place + 1:]
     random.Random(f"demos-{few_shot.seed}-{few_shot.number}-{place}").shuffle(others)
+    if each:
+        for label in {example.label for example in others} - {few_shot.train[place].label}:
+            others.remove(next(example for example in others if example.label == label))
     return others
 
 

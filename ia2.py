@@ -126,9 +126,11 @@ def make_target(model, tokenizer, example, output, places, max_tokens, response=
                   gold_tokens(tokenizer, example, max_tokens))
 
 
-def few_shot_targets(model, tokenizer, few_shot, max_tokens=1):
-    """(training targets, dev targets): leave-one-out demos for the first, all training examples for the second."""
-    demos = [data.leave_one_out(few_shot, place) for place in range(len(few_shot.train))]
+def few_shot_targets(model, tokenizer, few_shot, max_tokens=1, each=False):
+    """(training targets, dev targets): leave-one-out demos for the first, all training examples for the second.
+
+    With `each`, see data.leave_one_out."""
+    demos = [data.leave_one_out(few_shot, place, each) for place in range(len(few_shot.train))]
     demos += [few_shot.train] * len(few_shot.dev)
     targets = collect_targets(model, tokenizer, few_shot.train + few_shot.dev, demos, max_tokens)
     return targets[:len(few_shot.train)], targets[len(few_shot.train):]

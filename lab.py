@@ -25,6 +25,7 @@ import lora
 import model as base
 import options
 import results
+from fetch import UserError
 
 OVERLAPPING = ("sft", "ia2", "ia2-sft")  # methods whose updates are compared
 
@@ -117,6 +118,11 @@ def open_lab(settings, argv):
         exams[tested.task.name] = make_exam(settings, tokenizer, tested, name)
         sources[tested.task.name] = tested.source
     balanced = bool(train.task.labels) and (entry.balanced if settings.balanced is None else settings.balanced)
+    if settings.leave_out == "each":
+        count = len(train.task.labels) if balanced else 0
+        if not count or any(n % count or n < 2 * count for n in settings.n):
+            raise UserError("--leave-out each needs balanced sets with two or more examples of every label: " + (
+                f"use an --n that is a multiple of {count}, {2 * count} or more" if count else "give --balanced and a task with labels"))
     sets = {n: [data.few_shot_set(train.pool, n, number, settings.seed, balanced) for number in settings.numbers]
             for n in settings.n}
     results.make_folder(path.parent)
@@ -166,6 +172,8 @@ def settings_of(lab, plan):
         "seed": options.seed, "train_data": data.digest(plan.few_shot.train), "dev_data": data.digest(plan.few_shot.dev),
         "max_tokens": lab.max_tokens(),
     }
+    if options.leave_out != "one":  # not the paper's: only then part of a run's name
+        common["leave_out"] = options.leave_out
     return {**common, "lr": plan.lr, "rank": options.rank, "alpha": options.alpha, "targets": "".join(options.targets),
             "max_epochs": options.max_epochs,
             "sft_on": options.sft_on, "beta": options.beta} if trained else {**common, "lr": None, "rank": None}

@@ -70,6 +70,8 @@ def parser():
     sets.add_argument("--sets", type=whole(1), metavar="K", help="random few-shot sets 0..K-1")
     sets.add_argument("--set", type=whole(0), metavar="I", help="one few-shot set (default: 0)")
     option("--balanced", action=argparse.BooleanOptionalAction, help="equal label counts in sets (default: the model's)")
+    option("--leave-out", type=one_of(("one", "each")), default="one", metavar="WHICH",
+           help="of the demos for a training example: one, itself, or each, one of each other label too (default: one)")
     option("--labels", type=one_of(("auto", "digits", "words", "remap")), default="auto", metavar="STYLE",
            help="auto (the task's or the model's), digits, words or remap")
     option("--test", type=whole(1), default=200, metavar="N", help="test queries per task (default: 200)")

@@ -32,6 +32,8 @@ SWEEPS = {  # name: (what it is, its folder, the options of ia2.py)
     "more": ("the five main methods at n = 2, 8, 16", "movies", f"{MOVIES} {RATES} --n 2 8 16"),
     "longer": ("n = 4 with up to 200 epochs a stage: is what fails only IA2 stopped too early?", "longer",
                f"{MOVIES} --lr 1e-3 --max-epochs 200"),
+    "each": ("n = 4 with targets from demos that stay balanced: is it leaving one out that misleads?", "leave_out_each",
+             f"{MOVIES} {RATES} --leave-out each"),
     "paper": ("the paper's own setting: Text:/Label:, digits, random sets", "paper_setting",
               f"--dataset movies --labels digits --no-balanced --sets 5 {RATES}"),
     "real": ("SST-2 and Financial PhraseBank", "sst2", f"--dataset sst2 --eval sst2 finsen --sets 5 {RATES}"),
@@ -62,8 +64,9 @@ def compare_teachers(path, sets=5, numbers=(2, 4, 8, 16), queries=60):
     """Write one line a setting and n: how good a teacher ICL is, for each few-shot set. The test part is not read.
 
     accuracy and largest_share (of its commonest answer): with all n demos, on training texts outside the set.
-    leave_one_out: how often it is right on the training examples themselves, with the other n - 1 as demos, which is
-    what IA2's targets are made of. Lines that are there already are kept.
+    leave_one_out: how often it is right on the training examples themselves, with the other n - 1 as demos, which is what
+    IA2's targets are made of; leave_out_each: the same with --leave-out each, where that is possible. Lines that are there
+    already are kept.
     """
     rows = read(path)
     known = {(row["wording"], row["labels"], row["balanced"], row["n"]) for row in rows}
@@ -80,12 +83,13 @@ def compare_teachers(path, sets=5, numbers=(2, 4, 8, 16), queries=60):
             rest = [example for example in task.pool if example.query not in used]
             exam = ia2.Exam(task.task, random.Random(f"teacher-{number}").sample(rest, queries), tokens, 1)
             scores, = ia2.evaluate(model, tokenizer, exam, demos=few_shot.train)
-            targets, _ = ia2.few_shot_targets(model, tokenizer, few_shot)
-            right = statistics.fmean(target.icl == target.gold for target in targets)
-            found.append((scores["accuracy"], scores["largest_share"], right))
-        accuracies, shares, lone = zip(*found)
+            right = [statistics.fmean(target.icl == target.gold for target in targets) for targets, _ in (
+                ia2.few_shot_targets(model, tokenizer, few_shot, each=each) for each in (False, True)[:1 + (balanced and n > 2)])]
+            found.append((scores["accuracy"], scores["largest_share"], *right))
+        accuracies, shares, lone, *each = zip(*found)
         rows.append({"wording": wording, "labels": labels, "balanced": balanced, "n": n, "sets": sets, "queries": queries,
                      "accuracy": accuracies, "largest_share": shares, "leave_one_out": lone,
+                     "leave_out_each": each[0] if each else None,
                      "command": "python reproduce.py --only teacher"})
         write(path, rows)
         print(f"{wording} {labels} {'balanced' if balanced else 'random'} n={n}: {time.perf_counter() - start:.0f} s",
@@ -93,15 +97,16 @@ def compare_teachers(path, sets=5, numbers=(2, 4, 8, 16), queries=60):
 
 
 def teacher_table(path):
-    """The comparison as a Markdown table: accuracy of ICL with n demos / on the set itself, leaving one out."""
+    """The comparison as a Markdown table: accuracy of ICL with n demos / on the set itself, leaving one out / one of each."""
     rows = read(path)
     numbers = sorted({row["n"] for row in rows})
     lines = [["wording", "labels", "sets", *(f"n = {n}" for n in numbers)]]
     for wording, labels, balanced in SETTINGS:
         found = {row["n"]: row for row in rows if (row["wording"], row["labels"], row["balanced"]) == (wording, labels, balanced)}
+        figures = {n: [100 * statistics.fmean(row[key]) for key in ("accuracy", "leave_one_out", "leave_out_each") if row[key]]
+                   for n, row in found.items()}
         lines.append([wording, labels, "balanced" if balanced else "random", *(
-            f"{100 * statistics.fmean(found[n]['accuracy']):.0f}% / {100 * statistics.fmean(found[n]['leave_one_out']):.0f}%"
-            if n in found else "-" for n in numbers)])
+            " / ".join(f"{figure:.0f}%" for figure in figures[n]) if n in found else "-" for n in numbers)])
     return results.markdown(lines)
 
 

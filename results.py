@@ -80,8 +80,8 @@ def append(path, rows):
 
 
 def cell(row):
-    """What one table is about: model, task, where its rows come from, how they are worded and drawn, and n."""
-    return row["model"], row["dataset"], row["source"], row["labels"], row["balanced"], row["n"]
+    """What one table is about: model, task, where its rows come from, how they are worded and drawn, n, and the targets' demos."""
+    return row["model"], row["dataset"], row["source"], row["labels"], row["balanced"], row["n"], row.get("leave_out", "one")
 
 
 def pick_rates(rows):
@@ -175,9 +175,10 @@ def tables(rows, methods):
     parts, picked = [], pick_rates(rows)
     for place in dict.fromkeys(map(cell, picked)):
         found = [row for row in picked if cell(row) == place]
-        model, dataset, source, labels, balanced, n = place
+        model, dataset, source, labels, balanced, n, left = place
         sets, tests = len({row["set"] for row in found}), sorted({row["test"] for row in found})
         kind = f"{labels} as labels, {'balanced' if balanced else 'random'} sets" if labels else "free text"
+        kind += ", targets without one example of each label" if left == "each" else ""
         parts.append(f"### {dataset}, n = {n}, {Path(model).name}\n\n{sets} few-shot set{'s' if sets > 1 else ''}, "
                      f"{' to '.join(map(str, tests))} test queries a task, {kind}; data: {source}")
         parts.append(markdown(table(found, methods)))

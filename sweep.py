@@ -66,7 +66,7 @@ def teach(lab, n, few_shot):
         keep(lab, [row for row in rows if row["eval_dataset"] in missing(lab, plan)])
     if any(ia2.METHODS[method] for method in options.methods):
         with progress(f"n={n} set {few_shot.number}: targets"):
-            targets = ia2.few_shot_targets(model, lab.tokenizer, few_shot, lab.max_tokens())
+            targets = ia2.few_shot_targets(model, lab.tokenizer, few_shot, lab.max_tokens(), options.leave_out == "each")
     return targets, references
 
 

@@ -51,6 +51,11 @@ CASES = [
     ("--device cpus", "did you mean cpu?"),
     ("--targets x", "'x' is unknown"),
     ("--targets gat", "did you mean gate?"),
+    ("--leave-out pair", "argument --leave-out: 'pair' is unknown"),
+    ("--leave-out each --n 2 --balanced", "use an --n that is a multiple of 2, 4 or more"),
+    ("--leave-out each --n 5 --balanced", "use an --n that is a multiple of 2, 4 or more"),
+    ("--leave-out each --no-balanced", "give --balanced and a task with labels"),
+    ("--leave-out each --balanced --dataset gsm8k", "give --balanced and a task with labels"),
     ("--sft-on golden", "did you mean gold?"),
     # tasks that do not go together
     ("--eval agnews", "cannot be tested on agnews"),

@@ -171,6 +171,15 @@ def test_demos_are_all_the_other_examples_in_an_order_of_their_own():
     assert any(order != sorted(order) for order in orders)
 
 
+def test_demos_of_a_balanced_set_can_stay_balanced():
+    few = data.few_shot_set(POOL, 9, 3, balanced=True)
+    for place, example in enumerate(few.train):
+        one, each = data.leave_one_out(few, place), data.leave_one_out(few, place, each=True)
+        assert [demo.label for demo in one].count(example.label) == 2 and len(one) == 8
+        assert sorted(demo.label for demo in each) == [0, 0, 1, 1, 2, 2] and example not in each
+        assert each == [demo for demo in one if demo in each]  # the same order
+
+
 # ---- one's own data -----------------------------------------------------------------------------------------------------
 
 

@@ -112,7 +112,7 @@ def test_all_methods_run(call):
 
 
 @pytest.mark.parametrize("options", [("--n", 8), ("--n", 2, "--set", 3), ("--labels", "words"), ("--labels", "remap"),
-                                     ("--balanced",), ("--rank", 2, "--alpha", 4), ("--targets", "v", "up"),
+                                     ("--balanced",), ("--balanced", "--leave-out", "each"), ("--rank", 2, "--alpha", 4), ("--targets", "v", "up"),
                                      ("--sft-on", "icl"), ("--beta", 2, "--methods", "ia2+sft"), ("--bins", 5),
                                      ("--seed", 7), ("--lr", 1e-3)])
 def test_options_work_and_name_other_runs(options, call):
