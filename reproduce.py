@@ -103,7 +103,7 @@ def teacher_table(path):
     lines = [["wording", "labels", "sets", *(f"n = {n}" for n in numbers)]]
     for wording, labels, balanced in SETTINGS:
         found = {row["n"]: row for row in rows if (row["wording"], row["labels"], row["balanced"]) == (wording, labels, balanced)}
-        figures = {n: [100 * statistics.fmean(row[key]) for key in ("accuracy", "leave_one_out", "leave_out_each") if row[key]]
+        figures = {n: [100 * statistics.fmean(row[key]) for key in ("accuracy", "leave_one_out", "leave_out_each") if row.get(key)]
                    for n, row in found.items()}
         lines.append([wording, labels, "balanced" if balanced else "random", *(
             " / ".join(f"{figure:.0f}%" for figure in figures[n]) if n in found else "-" for n in numbers)])
