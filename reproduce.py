@@ -19,6 +19,7 @@ from pathlib import Path
 
 import data
 import ia2
+import lab
 import lora
 import metrics
 import model as base
@@ -41,7 +42,6 @@ SWEEPS = {  # name: (what it is, its folder, the options of ia2.py)
 ANALYSES = {"teacher": "wordings and ways to draw sets, by ICL's accuracy on training data",
             "overlap": "what updates of the same few-shot set share, beside those of different sets"}
 PARTS = {"teacher": ANALYSES["teacher"], **{name: what for name, (what, *_) in SWEEPS.items()}, "overlap": ANALYSES["overlap"]}
-UPDATES = ("sft", "ia2", "ia2-sft")
 SETTINGS = [  # (wording, labels, balanced)
     ("Text:/Label:", "digits", False), ("Text:/Label:", "words", False), ("Text:/Label:", "words", True),
     ("Review:/Sentiment:", "words", False), ("Review:/Sentiment:", "words", True),
@@ -58,6 +58,13 @@ def write(path, rows):
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     partial.replace(path)
+
+
+def share_of_right_targets(model, tokenizer, few_shot, each=False):
+    """How often ICL's answer to a training example, which its target holds, is the true one."""
+    demos = [data.leave_one_out(few_shot, place, each) for place in range(len(few_shot.train))]
+    targets = ia2.collect_targets(model, tokenizer, few_shot.train, demos)
+    return statistics.fmean(target.icl == target.gold for target in targets)
 
 
 def compare_teachers(path, sets=5, numbers=(2, 4, 8, 16), queries=60):
@@ -83,13 +90,12 @@ def compare_teachers(path, sets=5, numbers=(2, 4, 8, 16), queries=60):
             rest = [example for example in task.pool if example.query not in used]
             exam = ia2.Exam(task.task, random.Random(f"teacher-{number}").sample(rest, queries), tokens, 1)
             scores, = ia2.evaluate(model, tokenizer, exam, demos=few_shot.train)
-            right = [statistics.fmean(target.icl == target.gold for target in targets) for targets, _ in (
-                ia2.few_shot_targets(model, tokenizer, few_shot, each=each) for each in (False, True)[:1 + (balanced and n > 2)])]
-            found.append((scores["accuracy"], scores["largest_share"], *right))
-        accuracies, shares, lone, *each = zip(*found)
+            found.append({"accuracy": scores["accuracy"], "largest_share": scores["largest_share"],
+                          "leave_one_out": share_of_right_targets(model, tokenizer, few_shot)})
+            if balanced and n > 2:
+                found[-1]["leave_out_each"] = share_of_right_targets(model, tokenizer, few_shot, each=True)
         rows.append({"wording": wording, "labels": labels, "balanced": balanced, "n": n, "sets": sets, "queries": queries,
-                     "accuracy": accuracies, "largest_share": shares, "leave_one_out": lone,
-                     "leave_out_each": each[0] if each else None,
+                     **{figure: [of_set[figure] for of_set in found] for figure in found[0]},
                      "command": "python reproduce.py --only teacher"})
         write(path, rows)
         print(f"{wording} {labels} {'balanced' if balanced else 'random'} n={n}: {time.perf_counter() - start:.0f} s",
@@ -103,7 +109,7 @@ def teacher_table(path):
     lines = [["wording", "labels", "sets", *(f"n = {n}" for n in numbers)]]
     for wording, labels, balanced in SETTINGS:
         found = {row["n"]: row for row in rows if (row["wording"], row["labels"], row["balanced"]) == (wording, labels, balanced)}
-        figures = {n: [100 * statistics.fmean(row[key]) for key in ("accuracy", "leave_one_out", "leave_out_each") if row.get(key)]
+        figures = {n: [100 * statistics.fmean(row[key]) for key in ("accuracy", "leave_one_out", "leave_out_each") if key in row]
                    for n, row in found.items()}
         lines.append([wording, labels, "balanced" if balanced else "random", *(
             " / ".join(f"{figure:.0f}%" for figure in figures[n]) if n in found else "-" for n in numbers)])
@@ -117,13 +123,13 @@ def compare_updates(path, sweep):
     from the same A and see the same data, those of different sets share neither: what they have in common belongs to the
     model, not to the examples. The adapters lie beside the rows in the folder `sweep`. Raises UserError if there are none.
     """
-    rows = [row for row in results.read(sweep / "results.jsonl") if row["n"] == 4 and row["method"] in UPDATES]
+    rows = [row for row in results.read(sweep / "results.jsonl") if row["n"] == 4 and row["method"] in lab.OVERLAPPING]
     if not rows:
         raise base.UserError(f"there are no adapters in {sweep} yet; run the part n4 first")
     updates = {(row["method"], row["set"], row["lr"]): {name: B for name, (_, B) in lora.read(sweep / row["run"])[0].items()}
                for row in rows}
     found = {}
-    for first, second in itertools.combinations(sorted(updates, key=lambda run: (UPDATES.index(run[0]), run)), 2):
+    for first, second in itertools.combinations(sorted(updates, key=lambda run: (lab.OVERLAPPING.index(run[0]), run)), 2):
         if first[2] == second[2]:
             shared = statistics.fmean(metrics.subspace_overlap(B, updates[second][name]) for name, B in updates[first].items())
             found.setdefault((first[0], second[0]), {}).setdefault(first[1] == second[1], []).append(shared)

@@ -112,9 +112,9 @@ def test_all_methods_run(call):
 
 
 @pytest.mark.parametrize("options", [("--n", 8), ("--n", 2, "--set", 3), ("--labels", "words"), ("--labels", "remap"),
-                                     ("--balanced",), ("--balanced", "--leave-out", "each"), ("--rank", 2, "--alpha", 4), ("--targets", "v", "up"),
-                                     ("--sft-on", "icl"), ("--beta", 2, "--methods", "ia2+sft"), ("--bins", 5),
-                                     ("--seed", 7), ("--lr", 1e-3)])
+                                     ("--balanced",), ("--balanced", "--leave-out", "each"),
+                                     ("--rank", 2, "--alpha", 4), ("--targets", "v", "up"), ("--sft-on", "icl"),
+                                     ("--beta", 2, "--methods", "ia2+sft"), ("--bins", 5), ("--seed", 7), ("--lr", 1e-3)])
 def test_options_work_and_name_other_runs(options, call):
     rows = call(*options)[3]
     assert rows and not set(rows) & set(call("--methods", "sft", out="plain")[3]) or options[0] in ("--bins", "--beta")
