@@ -370,13 +370,15 @@ def leave_one_out(few_shot, place, each=False):
     """The demos of training example `place`: all others of its set, in a random order that depends on set and place.
 
     Where the set is balanced, that leaves more demos of the other labels than of its own. With `each`, one example of each
-    other label is left out too, so that the demos are balanced again (no part of the paper).
+    other label is left out too, so that the demos are balanced again (no part of the paper): any of them, because the label of
+    the last demo weighs most, and to leave out the first in order would mostly put another label there.
     """
     others = few_shot.train[:place] + few_shot.train[place + 1:]
-    random.Random(f"demos-{few_shot.seed}-{few_shot.number}-{place}").shuffle(others)
+    rng = random.Random(f"demos-{few_shot.seed}-{few_shot.number}-{place}")
+    rng.shuffle(others)
     if each:
-        for label in {example.label for example in others} - {few_shot.train[place].label}:
-            others.remove(next(example for example in others if example.label == label))
+        for label in sorted({example.label for example in others} - {few_shot.train[place].label}):
+            others.remove(rng.choice([example for example in others if example.label == label]))
     return others
 
 

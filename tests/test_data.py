@@ -180,6 +180,14 @@ def test_demos_of_a_balanced_set_can_stay_balanced():
         assert each == [demo for demo in one if demo in each]  # the same order
 
 
+def test_balanced_demos_end_in_any_label_equally_often():
+    """The last of 2 demos has the label of the example in half of 1000 draws, with a deviation of 0.016."""
+    pool = [example for example in POOL if example.label < 2]
+    ends = [data.leave_one_out(few, place, each=True)[-1].label == few.train[place].label
+            for few in (data.few_shot_set(pool, 4, number, balanced=True) for number in range(250)) for place in range(4)]
+    assert sum(ends) / 1000 == pytest.approx(0.5, abs=0.08)
+
+
 # ---- one's own data -----------------------------------------------------------------------------------------------------
 
 
