@@ -42,7 +42,10 @@ def test_the_commands_run_in_the_order_of_the_page(place, tmp_path, monkeypatch,
             start = words[place_of].removesuffix("HASH").removeprefix("runs/")
             words[place_of], = map(str, (tmp_path / "runs").glob(f"{start}*"))
         if "--report" not in words:
-            words += ["--data-dir", str(place / "bench"), *SMALL, *(["--model", str(place / "tiny")] if "--adapter" not in words else [])]
+            words += ["--data-dir", str(place / "bench"), *SMALL]
+            if "--adapter" not in words:
+                words += ["--model", str(place / "tiny")]
+                words += ["--balanced"] if "--no-balanced" not in words else []  # as by default with the bundled model
         assert sweep.main(words) == 0, command
         assert "| base " in capsys.readouterr().out
     assert (tmp_path / "runs" / "movies" / "report.csv").exists()
