@@ -1,4 +1,4 @@
-"""The paper's comparison on the bundled model, once more: one command, a few hours on two cores, no GPU.
+"""The paper's comparison on the bundled model, once more: one command, about 8 hours on two cores, no GPU.
 
     python reproduce.py                      all of it into reproduced/; what is there already is not run again
     python reproduce.py --only teacher       one part of it
@@ -8,6 +8,7 @@
 Parts, in this order:
 """
 import argparse
+import dataclasses
 import itertools
 import json
 import random
@@ -62,8 +63,7 @@ def write(path, rows):
 
 def share_of_right_targets(model, tokenizer, few_shot, each=False):
     """How often ICL's answer to a training example, which its target holds, is the true one."""
-    demos = [data.leave_one_out(few_shot, place, each) for place in range(len(few_shot.train))]
-    targets = ia2.collect_targets(model, tokenizer, few_shot.train, demos)
+    targets, _ = ia2.few_shot_targets(model, tokenizer, dataclasses.replace(few_shot, dev=[]), each=each)
     return statistics.fmean(target.icl == target.gold for target in targets)
 
 
