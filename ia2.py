@@ -1,410 +1,330 @@
-"""IA2, ICL Activation Alignment: teach a model to work inside as it does with demos in its prompt, then to answer.
+"""IA2, ICL Activation Alignment (ICLR 2026): teach a model to work inside as it does with demos, and then to answer.
 
-    python ia2.py --dataset sst2 --n 4                    one few-shot set, the five main methods, a table
-    python ia2.py --dataset sst2 --n 2 4 8 16 --sets 5 --lr 1e-4 3e-4 1e-3 --eval sst2 finsen     a sweep
-    python ia2.py --report runs/results.jsonl             tables from results, nothing is run
+    python ia2.py --dataset sst2 --n 4
 
-Read from here down: the targets (the paper's A_ICL), the losses (equations in their docstrings), the stages and
-methods that are made of them, one training loop, evaluation. The command line that runs them is in sweep.py.
+The file reads from top to bottom as the paper does: run the model and read its self-attention outputs; collect the
+targets A_ICL; the two losses; the training loop; evaluation; and main(), the whole experiment in order.
 
-Shapes: L layers, G output positions, d hidden size, V vocabulary, N examples.
+Shapes: B batch, T tokens, L layers, G output positions of one example, N of a batch, d hidden size, V vocabulary.
 """
+import math
 import random
+import sys
 import time
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 import data
 import lora
 import metrics
-import model as base
-import packing
-from fetch import UserError
-from tasks import Task
+from sources import models, offline, tasks
+from sources.offline import UserError, say
 
-# ---- methods ------------------------------------------------------------------------------------------------------
-
-# A stage is a sum of terms (loss, which response it is read on); a method is a list of stages on one adapter.
-# `own` is the response that --sft-on chooses: the ground truth (gold) or the ICL run's (icl).
-STAGES = {
-    "ia2": (("ia2", "icl"),),
-    "sft": (("sft", "own"),),
-    "sft-icl": (("sft", "icl"),),
-    "kd": (("kd", "icl"),),
-    "ia2+sft": (("ia2", "icl"), ("sft", "own")),
-}
-METHODS = {
-    "base": (),
-    "icl": (),
-    "sft": ("sft",),
-    "ia2": ("ia2",),
-    "ia2-sft": ("ia2", "sft"),
-    "sft-ia2": ("sft", "ia2"),
-    "ia2+sft": ("ia2+sft",),
-    "sft-icl": ("sft-icl",),
-    "kd": ("kd",),
-}
-MAIN_METHODS = ("base", "icl", "sft", "ia2", "ia2-sft")
+# ---- 1. the model, and what its self-attention puts out ------------------------------------------------------
 
 
-# ---- targets ------------------------------------------------------------------------------------------------------
+@contextmanager
+def capture_outputs(model, rows, columns):
+    """Read the model at N output positions only; yields a list that the next pass fills with L tensors (N, d).
+
+    They are what each layer's self-attention block puts out (after W_O, before the residual add). The head, too,
+    gets the hidden states of these positions alone, so the logits are (1, N, V).
+    """
+    activations = []
+
+    def keep(module, inputs, output):
+        activations.append((output[0] if isinstance(output, tuple) else output)[rows, columns])
+
+    def narrow(module, inputs):
+        return (inputs[0][rows, columns][None],)
+
+    hooks = [layer.self_attn.register_forward_hook(keep) for layer in model.get_decoder().layers]
+    hooks.append(model.get_output_embeddings().register_forward_pre_hook(narrow))
+    try:
+        yield activations
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def forward(model, prompts, responses, demos=None, head=True):
+    """Run prompts with their responses, lists of token ids; for each, (activations (L, G, d), logits (G, V)).
+
+    The output positions are those that predict the response: the prompt's last token and all response tokens but
+    the last. Shorter rows are padded on the right, where a causal model never looks, so no mask is needed. `demos`
+    is a cache of what comes before every prompt; without `head` there are no logits (None).
+    """
+    device, sizes = model.device, [len(response) for response in responses]
+    rows = [torch.tensor(prompt + response[:-1], device=device) for prompt, response in zip(prompts, responses)]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)                                  # (B, T)
+    at_rows = torch.tensor([b for b, size in enumerate(sizes) for _ in range(size)], device=device)   # (N)
+    at_columns = torch.cat([torch.arange(size, device=device) + len(prompt) - 1
+                            for prompt, size in zip(prompts, sizes)])                                 # (N)
+    past = models.repeat_cache(demos, len(prompts)) if demos else None
+    with capture_outputs(model, at_rows, at_columns) as captured:
+        run = model if head else model.get_decoder()
+        output = run(input_ids=tokens, past_key_values=past, use_cache=past is not None)
+    activations = torch.stack(captured).split(sizes, dim=1)                                           # (L, N, d)
+    return list(zip(activations, output.logits[0].split(sizes) if head else [None] * len(sizes)))
+
+
+# ---- 2. targets: what ICL does inside (the paper's A_ICL) ----------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Target:
-    """One example and what the ICL run of the base model leaves for it.
-
-    query: tokens of X, no demos. icl: tokens of Yhat, the greedy response with demos (G). activations (L, G, d): the
-    self-attention outputs of that run at the output positions. hidden (G, d): its last hidden states, whose vocabulary
-    projection is the teacher's distribution (kept instead of (G, V) log-probabilities, which are V/d times larger).
-    gold: tokens of the ground truth Y.
-    """
-    query: tuple
-    icl: tuple
-    activations: torch.Tensor
-    hidden: torch.Tensor
-    gold: tuple
-
-    def response(self, which):
-        return self.gold if which == "gold" else self.icl
+    """One example, and what the ICL run of the base model leaves for it."""
+    prompt: list                # tokens of demos and query, I + X
+    query: list                 # tokens of the query alone, X
+    gold: list                  # tokens of the true response, Y
+    icl: list                   # tokens of the greedy response with demos, Yhat (G of them)
+    activations: torch.Tensor   # A_ICL (L, G, d): the attention outputs that predict Yhat, with demos
 
 
-def sequence(query, response, run=0):
-    """X and Y as the model reads them: the last token of Y predicts nothing of the response, so it is left out."""
-    return packing.Sequence((*query, *response[:-1]), len(response), run)
-
-
-def prompt_tokens(model, tokenizer, demos, query, max_tokens=1):
-    """The tokens of the demos and the query, joined by blank lines; with no demos, of the query alone.
-
-    Raises UserError if they do not fit into the model's context; nothing is ever cut silently.
-    """
-    text = data.BLANK_LINE.join([*(demo.query + demo.response for demo in demos), query])
-    tokens, limit = tuple(base.encode(tokenizer, text)), base.context_length(model)
-    if len(tokens) + max_tokens > limit:
-        raise UserError(f"a prompt with {len(demos)} demos has {len(tokens) + max_tokens} tokens with its response, "
-                        f"more than the model's context of {limit}; use a smaller --n or --max-tokens, or shorter texts")
-    return tokens
-
-
-def gold_tokens(tokenizer, example, max_tokens):
-    """The ground truth as tokens: a label's first token, or a free text up to `max_tokens`, end token included."""
-    tokens = base.encode_response(tokenizer, example.response)
-    return tuple(tokens[:1] if example.label is not None else [*tokens, tokenizer.eos_token_id][:max_tokens])
-
-
-@torch.inference_mode()
-def collect_targets(model, tokenizer, examples, demos, max_tokens=1):
-    """ICL targets of `examples`, each with its own list of demos in front (the paper's A_ICL, leave-one-out).
-
-    The base model answers greedily: one token for label tasks, else up to `max_tokens` by one generation with a KV
-    cache, then one forward pass over demos + X + Yhat reads the activations. Adapters are switched off meanwhile.
-    """
+@torch.no_grad()
+def collect_target(model, tokenizer, example, demos, max_tokens):
+    """Answer one example with demos in the prompt, the adapter switched off, and keep the activations."""
+    prompt, query = (data.prompt_tokens(tokenizer, before, example.query) for before in (demos, []))
+    models.check_length(model, prompt, max_tokens)
     with lora.disable(model):
-        prompts = [prompt_tokens(model, tokenizer, before, example.query, max_tokens)
-                   for example, before in zip(examples, demos)]
-        responses = [(0,)] * len(prompts)  # of one token: read off the forward pass below
-        if max_tokens > 1:
-            responses = [tuple(tokens) for tokens in base.generate(model, tokenizer, prompts, max_tokens)]
-        sequences = [sequence(prompt, response) for prompt, response in zip(prompts, responses)]
-        targets = [None] * len(examples)
-        for placed, output in base.forward(model, sequences, capture=True):
-            for number, places in placed:
-                targets[number] = make_target(model, tokenizer, examples[number], output, places, max_tokens,
-                                              responses[number] if max_tokens > 1 else None)
-    return targets
+        response, = models.generate(model, tokenizer, [prompt], max_tokens)
+        (activations, _), = forward(model, [prompt], [response], head=False)
+    return Target(prompt, query, data.response_tokens(tokenizer, example, max_tokens), response, activations)
 
 
-def make_target(model, tokenizer, example, output, places, max_tokens, response=None):
-    """The Target of one example from its places in an ICL pass; without a response, the likeliest token is it."""
-    hidden = output.hidden[places].clone()
-    if response is None:
-        response = tuple(base.logits(model, hidden).argmax(-1).tolist())
-    return Target(tuple(base.encode(tokenizer, example.query)), response, output.activations[:, places].clone(), hidden,
-                  gold_tokens(tokenizer, example, max_tokens))
+def few_shot_targets(model, tokenizer, few_shot, max_tokens=1):
+    """Targets of the training examples, each with the others as demos (leave-one-out), and of the dev examples."""
+    train = [collect_target(model, tokenizer, example, data.leave_one_out(few_shot, i), max_tokens)
+             for i, example in enumerate(few_shot.train)]
+    dev = [collect_target(model, tokenizer, example, few_shot.demos, max_tokens) for example in few_shot.dev]
+    return train, dev
 
 
-def few_shot_targets(model, tokenizer, few_shot, max_tokens=1, each=False):
-    """(training targets, dev targets): leave-one-out demos for the first, all training examples for the second.
-
-    With `each`, see data.leave_one_out."""
-    demos = [data.leave_one_out(few_shot, place, each) for place in range(len(few_shot.train))]
-    demos += [few_shot.train] * len(few_shot.dev)
-    targets = collect_targets(model, tokenizer, few_shot.train + few_shot.dev, demos, max_tokens)
-    return targets[:len(few_shot.train)], targets[len(few_shot.train):]
+# ---- 3. losses -----------------------------------------------------------------------------------------------
 
 
-# ---- losses of one example ------------------------------------------------------------------------------------------
+def ia2_loss(model, batch):
+    """L_IA2 = mean_i sum_l mean_{g,d} (A - A_ICL)^2, A read without demos over X + Yhat (the paper's L_IA2)."""
+    outputs = forward(model, [target.query for target in batch], [target.icl for target in batch], head=False)
+    return sum((A.float() - target.activations.float()).square().mean(dim=(1, 2)).sum()
+               for (A, _), target in zip(outputs, batch)) / len(batch)
 
 
-def ia2_loss(activations, icl_activations):
-    """L_IA2 = sum_l mean_{g,d} (A - A_icl)^2, both (L, G, d) (the paper's L_IA2, as a mean over tokens and features)."""
-    return (activations.float() - icl_activations.float()).square().mean(dim=(1, 2)).sum()
+def sft_loss(model, batch):
+    """L_SFT: cross-entropy of the true response without demos, mean over its tokens, then over examples."""
+    outputs = forward(model, [target.query for target in batch], [target.gold for target in batch])
+    return sum(F.cross_entropy(logits.float(), torch.tensor(target.gold, device=logits.device))
+               for (_, logits), target in zip(outputs, batch)) / len(batch)
 
 
-def sft_loss(logits, response):
-    """L_SFT = mean_g -log p(y_g | X, y_<g), logits (G, V), response (G) of token ids."""
-    return F.cross_entropy(logits.float(), response)
+@torch.no_grad()
+def mean_loss(model, loss, targets, size=4):
+    """A loss over all targets, in batches so that memory is bounded."""
+    batches = [targets[i:i + size] for i in range(0, len(targets), size)]
+    return sum(loss(model, batch).item() * len(batch) for batch in batches) / len(targets)
 
 
-def kd_loss(logits, teacher_logits):
-    """L_KD = mean_g KL(p_icl || p) over the vocabulary, both (G, V) (soft labels; Hinton et al., 2015)."""
-    return F.kl_div(logits.float().log_softmax(-1), teacher_logits.float().log_softmax(-1), log_target=True,
-                    reduction="batchmean")
+# ---- 4. training ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One training phase: the loss terms of STAGES, with `own` resolved, and the weight of SFT in a joint stage."""
-    name: str
-    terms: tuple
-    beta: float | None = None
+def train(model, loss, targets, dev, lr, epochs=50, name="", seed="0", size=4, patience=5):
+    """Minimise a loss over the adapter: Adam, early stopping on the dev loss, and back to the best adapter.
 
-    def sequences(self, target, run=0):
-        """The forward passes that one example needs: {Sequence: [(loss, response tokens)]}; equal ones are one."""
-        passes = {}
-        for loss, which in self.terms:
-            response = target.response(which)
-            passes.setdefault(sequence(target.query, response, run), []).append((loss, response))
-        return passes
-
-    def loss(self, model, terms, output, places, target, beta=1.0):
-        """The loss of one pass of one example; `places` are its output positions in `output`."""
-        total = 0.0
-        scores = None
-        if any(loss != "ia2" for loss, _ in terms):  # IA2 alone never pays for the vocabulary projection
-            scores = base.logits(model, output.hidden[places])
-        for loss, response in terms:
-            if loss == "ia2":
-                total = total + ia2_loss(output.activations[:, places], target.activations)
-            elif loss == "kd":
-                total = total + kd_loss(scores, base.logits(model, target.hidden))
-            else:
-                weight = beta if len(self.terms) > 1 else 1.0
-                total = total + weight * sft_loss(scores, torch.tensor(response, device=scores.device))
-        return total
-
-
-def stage(name, sft_on=None, beta=None):
-    """The Stage `name`. `sft_on` is gold or icl; by default gold for a stage of SFT alone, icl for the joint one."""
-    own = sft_on or ("icl" if len(STAGES[name]) > 1 else "gold")
-    return Stage(name, tuple((loss, own if which == "own" else which) for loss, which in STAGES[name]), beta)
-
-
-BATCH = 4  # examples a step at most
-
-# ---- training -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Run:
-    """One adapter in training: its number among the model's runs, its targets, learning rate and what came of it."""
-    number: int
-    train: list
-    dev: list
-    lr: float
-    seed: str = "0"
-    beta: float = 1.0
-    steps: int = 0
-    best_step: int = 0
-    dev_loss: float = float("inf")
-    seconds: float = 0.0
-    history: list = field(default_factory=list)   # (step, mean training loss since the last entry, dev loss)
-    best: dict = None
-    recent: list = field(default_factory=list)
-    waited: int = 0
-
-    def batches(self, size, epochs):
-        """Batches of training targets, each epoch in a new order drawn from the run's seed."""
-        rng = random.Random(f"batches-{self.seed}")
-        for _ in range(epochs):
-            order = rng.sample(range(len(self.train)), len(self.train))
-            for start in range(0, len(order), size):
-                yield [self.train[place] for place in order[start:start + size]]
-
-
-def losses(model, kind, batches, backward=False):
-    """The stage's loss of each run on its batch: {run number: mean over examples}, all runs in shared passes.
-
-    `batches` is [(Run, targets)]. With `backward`, gradients are summed up pass by pass, so that memory is bounded;
-    an example's gradient reaches the adapter of its own run only.
+    Returns {"name", "steps", "best_step", "dev_loss", "seconds", "history": [(step, loss, dev loss)]}. Raises
+    UserError when a loss is not finite.
     """
-    work = [(run, target, 1 / len(targets), tokens, terms) for run, targets in batches for target in targets
-            for tokens, terms in kind.sequences(target, run.number).items()]
-    totals = {run.number: 0.0 for run, _ in batches}
-    read = {loss for loss, _ in kind.terms}
-    with torch.set_grad_enabled(backward):
-        for placed, output in base.forward(model, [tokens for *_, tokens, _ in work], capture="ia2" in read,
-                                           hidden=read != {"ia2"}):
-            total = 0.0
-            for number, places in placed:
-                run, target, weight, _, terms = work[number]
-                loss = weight * kind.loss(model, terms, output, places, target, run.beta)
-                totals[run.number] += loss.item()
-                total = total + loss
-            if backward:
-                total.backward()
-    return totals
-
-
-def start_beta(model, kind, run):
-    """The weight of L_SFT in a joint stage that makes both terms equal on the untrained model.
-
-    L_IA2 depends on the model's scale (100 is common) and L_SFT does not, so a fixed weight would mean something else
-    for each model. L_SFT counts as 0.1 at least, so that an ICL response that the base model gives anyway does not
-    make the weight explode.
-    """
-    with torch.no_grad():
-        ia2, sft = (losses(model, replace(kind, terms=(term,)), [(run, run.train)])[run.number] for term in kind.terms)
-    return ia2 / max(sft, 0.1)
-
-
-def train(model, kind, runs, max_epochs=50, batch_size=BATCH, eval_every=2, patience=5, report=lambda *values: None):
-    """Train the adapters of `runs` on the stage `kind`, together; each comes out as if it had been trained alone.
-
-    Adam without weight decay, up to `batch_size` examples a step, `max_epochs` at most. Every `eval_every` steps each
-    run's dev loss is read (the stage's own loss); after `patience` readings without improvement the run leaves the
-    batch. At the end every run is back at its best adapter, a real copy of its weights.
-    Raises UserError when a loss is not finite.
-    """
-    optimiser = torch.optim.Adam([{"params": lora.parameters(model, run.number), "lr": run.lr} for run in runs], fused=True)
-    queues = {run.number: run.batches(batch_size, max_epochs) for run in runs}
-    last = {run.number: max_epochs * -(-len(run.train) // batch_size) for run in runs}
-    for run in runs:
-        if len(kind.terms) > 1:
-            run.beta = start_beta(model, kind, run) if kind.beta is None else kind.beta
-    active, start, step = list(runs), time.perf_counter(), 0
-    while active:
-        step += 1
-        found = losses(model, kind, [(run, next(queues[run.number])) for run in active], backward=True)
-        for run in active:
-            check_finite(found[run.number], kind, run, step)
-            run.recent.append(found[run.number])
+    optimiser = torch.optim.Adam(lora.weights(model).values(), lr, fused=True)
+    rng, start, step, history, recent = random.Random(f"batches-{seed}-{name}"), time.perf_counter(), 0, [], []
+    best = {"dev_loss": math.inf, "best_step": 0}
+    last_step = epochs * math.ceil(len(targets) / size)
+    while step < last_step and step - best["best_step"] < 2 * patience:
+        if step % math.ceil(len(targets) / size) == 0:
+            order = rng.sample(targets, len(targets))                       # a new order each epoch
+        batch, order = order[:size], order[size:]
+        value = loss(model, batch)
+        value.backward()
         optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        due = [run for run in active if step % eval_every == 0 or step == last[run.number]]
-        if due:
-            found = losses(model, kind, [(run, run.dev) for run in due])
-        for run in due:
-            check_finite(found[run.number], kind, run, step)
-            run.history.append((step, sum(run.recent) / len(run.recent), found[run.number]))
-            run.recent, run.waited = [], run.waited + 1
-            if found[run.number] < run.dev_loss:
-                run.dev_loss, run.best_step, run.waited = found[run.number], step, 0
-                run.best = lora.get_state(model, run.number)
-        for run in active:
-            run.steps, run.seconds = step, time.perf_counter() - start
-        active = [run for run in active if run.waited < patience and step < last[run.number]]
-        report(step, active, runs)
-    for run in runs:
-        lora.set_state(model, run.best, run.number)
+        optimiser.zero_grad()
+        step, recent = step + 1, [*recent, value.item()]
+        if step == 1:
+            say(f"{name}: first loss {value.item():.4f}")
+        if step % 2 == 0 or step == last_step:
+            dev_loss = mean_loss(model, loss, dev, size)
+            if not math.isfinite(sum(recent) + dev_loss):
+                raise UserError(f"the {name} loss is {recent[-1]} and the dev loss {dev_loss} at step {step} with "
+                                f"learning rate {lr:g}; training has diverged: use a smaller --lr")
+            history.append((step, sum(recent) / len(recent), dev_loss))
+            recent = []
+            if dev_loss < best["dev_loss"]:
+                best, state = {"dev_loss": dev_loss, "best_step": step}, lora.get_state(model)
+            say(f"{name}: step {step}, loss {history[-1][1]:.4g}, dev loss {dev_loss:.4g}"
+                f"{' (best)' * (step == best['best_step'])}, {time.perf_counter() - start:.1f} s")
+    lora.set_state(model, state)
+    return {"name": name, "steps": step, **best, "seconds": round(time.perf_counter() - start, 2), "history": history}
 
 
-def check_finite(loss, kind, run, step):
-    if not torch.isfinite(torch.tensor(loss)):
-        raise UserError(f"the {kind.name} loss is {loss} at step {step} with learning rate {run.lr:g}; "
-                        "training has diverged: use a smaller --lr")
+# ---- 5. evaluation -------------------------------------------------------------------------------------------
 
-
-# ---- evaluation -----------------------------------------------------------------------------------------------------
-
-ASIM_QUERIES = (200, 8)  # held-out queries whose activations are compared: label tasks, free text (G times larger each)
+BLOCK = 16                # queries that share one order of the demos
+COMPARED = (200, 8)       # held-out queries whose activations are compared: label tasks, free text (G times larger)
 
 
 @dataclass(frozen=True)
-class Exam:
-    """Test queries of one task and how they are answered: tokens of the labels, or a parser for free text."""
-    task: Task
-    examples: list
-    label_tokens: list
-    max_tokens: int
-    bins: int = 15
+class Evaluation:
+    """What one state of the model did on a test. ICL's is what the others are compared with."""
+    scores: dict
+    answers: list       # the answer to each query: a token, or what the parser found in the text
+    responses: list     # its tokens
+    activations: list   # (L, G, d) for the first queries, over ICL's response
 
 
-@torch.inference_mode()
-def evaluate(model, tokenizer, exam, runs=None, demos=(), references=None, report=lambda count: None):
-    """Score adapters, or the base model, on an exam: one dict of figures a run (see metrics.label_scores).
+@torch.no_grad()
+def evaluate(model, tokenizer, test, few_shot=None, icl=None, batch_size=BLOCK):
+    """Answer the held-out queries of `test`, a data.Data, with the examples of `few_shot` as demos (ICL) or without.
 
-    `runs` are run numbers, all answered in shared passes. None is the base model: with `demos` in front of every query
-    (icl; the figures then hold its `targets` on the first queries), or without (base). `references` holds, for each
-    run, such targets; the figures then hold the `asim_table` (L, G) with them.
+    With `icl`, ICL's Evaluation of the same queries, the scores hold `asim` to its activations (the mean, and by
+    layer) and `agreement`, the share of queries with its answer.
     """
-    if runs is None:
-        with lora.disable(model):
-            return evaluate(model, tokenizer, exam, [0], demos, references, report)
-    prompts = [prompt_tokens(model, tokenizer, demos, example.query, exam.max_tokens) for example in exam.examples]
-    prefix = None
-    if demos:  # encoded once; all queries share its keys and values
-        common = base.split_prefix(prompts)
-        prefix, prompts = base.encode_prefix(model, common), [prompt[len(common):] for prompt in prompts]
-    way = answer_labels if exam.task.labels else answer_texts
-    return way(model, tokenizer, exam, prompts, prefix, runs, references, report)
+    found = answer_labels(model, tokenizer, test, few_shot, batch_size) if test.label_tokens else \
+        answer_texts(model, tokenizer, test, few_shot, icl, batch_size)
+    reference = icl or (found if few_shot else None)
+    if reference:
+        tables = [metrics.asim(A, A_icl) for A, A_icl in zip(found.activations, reference.activations)]  # (L, G)
+        layers = torch.stack([table.mean(1) for table in tables]).mean(0).tolist()                       # (L)
+        layers = [round(value, 6) for value in layers]
+        same = [a == b for a, b in zip(found.answers, reference.answers)]
+        found.scores.update(asim=sum(layers) / len(layers), asim_layers=layers, agreement=sum(same) / len(same))
+    return found
 
 
-def answer_labels(model, tokenizer, exam, prompts, prefix, runs, references, report):
-    """Probabilities of the label words at each query's last token; activations are read in the same pass."""
-    many, wanted = len(prompts), exam.label_tokens
-    probabilities, top1 = torch.zeros(len(runs), many, len(wanted)), torch.zeros(len(runs), many)
-    tables, targets = [metrics.MeanTable() for _ in runs], [None] * min(many, ASIM_QUERIES[0])
-    work = [packing.Sequence(prompt, 1, run) for run in runs for prompt in prompts]
-    for placed, output in base.forward(model, work, prefix, capture=bool(prefix or references)):
-        chosen, best = label_probabilities(model, output.hidden, wanted)
-        for number, places in placed:
-            run, query = divmod(number, many)
-            example = exam.examples[query]
-            probabilities[run, query] = chosen[places.start]
-            top1[run, query] = best[places.start] == wanted[example.label]
-            if references and query < len(references[run]):
-                tables[run].add(metrics.asim(output.activations[:, places], references[run][query].activations))
-            elif prefix and query < len(targets):
-                targets[query] = make_target(model, tokenizer, example, output, places, 1)
-        report(len(placed))
-    labels = [example.label for example in exam.examples]
-    return [{**metrics.label_scores(probabilities[run], labels, top1[run], exam.bins),
-             "asim_table": tables[run].table(), "targets": targets} for run in range(len(runs))]
+def answer_labels(model, tokenizer, test, few_shot, batch_size):
+    """The next token after each query, and its probability beside those of the labels."""
+    readings, activations, labels = {}, {}, test.label_tokens
+    for batch, prompts in query_batches(model, tokenizer, test, few_shot, batch_size):
+        demos, prompts = models.share_demos(model, prompts) if few_shot else (None, prompts)
+        for i, (A, logits) in zip(batch, forward(model, prompts, [[0]] * len(batch), demos)):      # G = 1
+            probabilities = logits[0].float().softmax(-1)                                          # (V)
+            confidence, token = probabilities.max(-1)
+            readings[i] = token.item(), confidence.item(), logits[0, labels].tolist(), probabilities[labels].sum().item()
+            if i < COMPARED[0]:
+                activations[i] = A
+    tokens, *figures = zip(*(readings[i] for i in sorted(readings)))
+    scores = metrics.label_scores(tokens, *figures, labels, [example.label for example in test.test])
+    return Evaluation(scores, list(tokens), [[token] for token in tokens], [activations[i] for i in sorted(activations)])
 
 
-def label_probabilities(model, hidden, wanted, chunk=32):
-    """hidden (N, d) -> (probabilities (N, C) of the label tokens, likeliest token (N)), without N x V numbers at once."""
-    found = []
-    for some in hidden.split(chunk):
-        scores = base.logits(model, some).float().softmax(-1)
-        found.append((scores[:, wanted], scores.argmax(-1)))
-    chosen, best = zip(*found)
-    return torch.cat(chosen).cpu(), torch.cat(best).cpu()
+def answer_texts(model, tokenizer, test, few_shot, icl, batch_size):
+    """Greedy answers up to a blank line, parsed and compared; activations in passes of their own."""
+    task, prompts, responses = test.task, {}, {}
+    for batch, whole in query_batches(model, tokenizer, test, few_shot, batch_size):
+        demos, rests = models.share_demos(model, whole) if few_shot else (None, whole)
+        prompts.update(zip(batch, whole))
+        responses.update(zip(batch, models.generate(model, tokenizer, rests, test.max_tokens, demos, data.BLANK_LINE)))
+    responses = [responses[i] for i in sorted(responses)]
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in responses]
+    answers = [task.parse(text.split(data.BLANK_LINE)[0]) for text in texts]
+    right = [task.same(answer, task.parse(example.response)) for answer, example in zip(answers, test.test)]
+    activations = [forward(model, [prompts[i]], [response], head=False)[0][0]
+                   for i, response in zip(range(COMPARED[1]), icl.responses if icl else responses)]
+    return Evaluation({"accuracy": sum(right) / len(right)}, answers, responses, activations)
 
 
-def answer_texts(model, tokenizer, exam, prompts, prefix, runs, references, report):
-    """Greedy answers, parsed and compared; activations are read in a pass of their own over X + Yhat_icl."""
-    many, tables, targets = len(prompts), [metrics.MeanTable() for _ in runs], [None] * min(len(prompts), ASIM_QUERIES[1])
-    owners = [run for run in runs for _ in prompts]
-    tokens = base.generate(model, tokenizer, prompts * len(runs), exam.max_tokens, prefix, owners, data.BLANK_LINE, report)
-    texts = [tokenizer.decode(answer, skip_special_tokens=True).strip().split(data.BLANK_LINE)[0] for answer in tokens]
-    expected = [exam.task.parse(example.response) for example in exam.examples]
-    correct = [exam.task.same(exam.task.parse(text), expected[place % many]) for place, text in enumerate(texts)]
-    if references:
-        work = [(run, target, sequence(target.query, target.icl, runs[run]))
-                for run in range(len(runs)) for target in references[run]]
-        for placed, output in base.forward(model, [tokens for *_, tokens in work], capture=True):
-            for number, places in placed:
-                run, target, _ = work[number]
-                tables[run].add(metrics.asim(output.activations[:, places], target.activations))
-    elif prefix:
-        work = [sequence(prompts[query], tokens[query]) for query in range(len(targets))]
-        for placed, output in base.forward(model, work, prefix, capture=True):
-            for query, places in placed:
-                targets[query] = make_target(model, tokenizer, exam.examples[query], output, places, exam.max_tokens,
-                                             tuple(tokens[query]))
-    return [{"accuracy": sum(correct[many * run:many * (run + 1)]) / many, "accuracy_top1": None, "ece": None,
-             "asim_table": tables[run].table(), "targets": targets, "answers": texts[many * run:many * (run + 1)]}
-            for run in range(len(runs))]
+def query_batches(model, tokenizer, test, few_shot, batch_size):
+    """(numbers of queries, prompts) that run together: without demos those of similar length, with demos those of one
+    block of the given order, which share an order of the demos, so that figures do not depend on the batch size."""
+    queries = [example.query for example in test.test]
+    order = range(len(queries)) if few_shot else sorted(range(len(queries)), key=lambda i: len(queries[i]))
+    for k in tqdm(range(math.ceil(len(queries) / BLOCK)), unit="block", leave=False, disable=None):
+        demos, block = data.icl_demos(few_shot, k) if few_shot else [], order[k * BLOCK:(k + 1) * BLOCK]
+        for batch in (block[i:i + batch_size] for i in range(0, len(block), batch_size)):
+            prompts = [data.prompt_tokens(tokenizer, demos, queries[i]) for i in batch]
+            models.check_length(model, max(prompts, key=len), test.max_tokens)
+            yield batch, prompts
+
+
+# ---- 6. the experiment ---------------------------------------------------------------------------------------
+
+def prepare(args):
+    """Load what a command names: (training Data, [test Data], tokenizer, model with an adapter, settings of its rows)."""
+    device = models.pick_device(args.device)
+    name = models.pick_model(args.model, device)
+    entry, names = models.entry(name), args.eval or [args.dataset]
+    for task in (args.dataset, *names):
+        tasks.find_task(task)  # an unknown name is told before anything is loaded
+    tokenizer = models.load_tokenizer(name)
+    train_data = data.load(args.dataset, tokenizer, args, entry.plain, args.labels, entry.labels)
+    tests = [data.load(task, tokenizer, args, entry.plain, train_data.label_style) for task in dict.fromkeys(names)]
+    for test in tests:
+        tasks.check_pair(train_data.task, test.task)
+    offline.make_out(args.out)
+    model = models.load_model(name, device, tokenizer)
+    check_adapter(model, data.prompt_tokens(tokenizer, [], train_data.pool[0].query), args.rank)
+    balanced = bool(train_data.label_style and (entry.balanced if args.balanced is None else args.balanced))
+    settings = {"model": name, "model_hash": models.fingerprint(name), "balanced": balanced, "demos": "own"}
+    return train_data, tests, tokenizer, model, settings
+
+
+@torch.no_grad()
+def check_adapter(model, prompt, rank):
+    """Put an adapter on the model, and say that switched off it leaves the base model as it is, whatever it holds."""
+    (_, before), = forward(model, [prompt], [[0]])
+    lora.add(model, rank, alpha=rank)
+    weights = lora.weights(model).values()
+    for weight in weights:
+        weight.fill_(0.1)
+    with lora.disable(model):
+        (_, after), = forward(model, [prompt], [[0]])
+    say(f"{sum(map(torch.numel, weights)):,} weights are trained; adapter off equals base: {torch.equal(before, after)}")
+
+
+def record(args, settings, method, tests, evaluations, stages=(), model=None, dev=(), **extra):
+    """Append the rows of a method, one a test, to the results file, and save the adapter of a trained one; the rows."""
+    trained, training = dict.fromkeys(("lr", "rank", "epochs")), {}
+    if stages:
+        trained = {"lr": args.lr, "rank": args.rank, "epochs": args.epochs}
+        training = {"dev_gold_loss": mean_loss(model, sft_loss, dev), "stages": stages, **extra}
+    results = [{**data.held_out_settings(test), **found.scores} for test, found in zip(tests, evaluations)]
+    return offline.record(args.out, {**settings, **trained, "method": method}, training, results,
+                          lambda folder: lora.save(model, folder, models.entry(settings["model"]).hub))
+
+
+def main(argv=None):
+    """The experiment in the paper's order: baselines, targets, SFT, then IA2, then SFT going on from IA2; the table."""
+    args = offline.options(__doc__.split("\n")[0]).parse_args(argv)
+    train_data, tests, tokenizer, model, settings = prepare(args)
+    few_shot = data.few_shot_set(train_data.pool, args.n, args.set, args.seed, settings["balanced"])
+    settings.update(data.settings(train_data, few_shot))
+    rows, seed, first = [], f"{args.seed}-{args.set}", 1000 * args.seed + args.set  # of batches, and of LoRA's A
+
+    def finish(method, *stages):
+        if method in args.methods:
+            evaluations = [evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
+            rows.extend(record(args, settings, method, tests, evaluations, stages, model, dev))
+
+    with lora.disable(model):                                                           # the two baselines
+        icl = [evaluate(model, tokenizer, test, few_shot) for test in tests]
+        base = [evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
+    rows += record(args, settings, "base", tests, base) + record(args, settings, "icl", tests, icl)
+    targets, dev = few_shot_targets(model, tokenizer, few_shot, train_data.max_tokens)  # A_ICL, leave-one-out
+
+    if "sft" in args.methods:                                                           # SFT alone
+        lora.reset(model, first)
+        sft = train(model, sft_loss, targets, dev, args.lr, args.epochs, "sft", seed)
+        finish("sft", sft)
+
+    if "ia2" in args.methods or "ia2-sft" in args.methods:                              # IA2: work inside as with demos,
+        lora.reset(model, first)
+        ia2 = train(model, ia2_loss, targets, dev, args.lr, args.epochs, "ia2", seed)
+        finish("ia2", ia2)
+    if "ia2-sft" in args.methods:                                                       # and then SFT: answer
+        sft = train(model, sft_loss, targets, dev, args.lr, args.epochs, "sft", seed)
+        finish("ia2-sft", ia2, sft)
+    print(offline.table(rows))
 
 
 if __name__ == "__main__":
-    import sys
-
-    import sweep  # the command line; it imports this file under its own name
-
-    sys.exit(sweep.main())
+    sys.exit(offline.run_main(main, lora.LoRAError))

@@ -1,17 +1,17 @@
-"""The same sums by faster routines: matrix products by oneDNN on a CPU, each RMSNorm in one call. Nothing else changes.
+"""The same sums by faster routines on a CPU: matrix products by oneDNN, each RMSNorm in one call. IA2_PLAIN=1 turns them off.
 
-torch multiplies float32 matrices with MKL on x86, which is slow there for the row counts of few examples: with 100 tokens
-oneDNN, which comes with torch too, takes two thirds of the time, for one token half of it. torch's own compiler calls it
-the same way. On other machines, where torch was built without it, on a GPU and for layers that train the products are torch's
-own. Models in bfloat16 are left as they are.
+torch multiplies float32 matrices with MKL on x86, which is slow there for few rows: with 100 tokens oneDNN, which
+comes with torch too, takes two thirds of the time, for one token half of it. torch's own compiler calls it the same
+way. On other machines, on a GPU, in bfloat16 and for layers that train, everything is torch's own.
 """
+import os
 import platform
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")  # those that are x / rms(x) * weight
 
 
 def product(x, weight, bias=None):
@@ -63,7 +63,9 @@ class FusedRMSNorm(nn.Module):
 
 
 def speed_up(model):
-    """Let the linear layers and norms of a frozen float32 `model` use these routines, in place; its weights stay as they are."""
+    """Let the linear layers and norms of a frozen float32 `model` use these routines, in place, on the same weights."""
+    if model.dtype != torch.float32 or os.environ.get("IA2_PLAIN"):
+        return
     faster_products = available()
     for module in model.modules():
         if type(module) is nn.Linear and faster_products:

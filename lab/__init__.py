@@ -1,0 +1,1 @@
+"""What is done with many runs: sweeps, reports, plots, saved adapters, speed."""

@@ -1,0 +1,1 @@
+"""Where models and data come from; nothing here knows of IA2."""
