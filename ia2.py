@@ -1,11 +1,13 @@
-"""IA2, ICL Activation Alignment (ICLR 2026): teach a model to work inside as it does with demos, and then to answer.
+"""IA2, ICL Activation Alignment (ICLR 2026): teach a model to work inside as it does with demos, then to
+answer.
 
     python ia2.py --dataset sst2 --n 4
 
-The file reads from top to bottom as the paper does: run the model and read its self-attention outputs; collect the
+It reads from top to bottom as the paper does: run the model and read its self-attention outputs; collect the
 targets A_ICL; the two losses; the training loop; evaluation; and main(), the whole experiment in order.
 
-Shapes: B batch, T tokens, L layers, G output positions of one example, N of a batch, d hidden size, V vocabulary.
+Shapes: B batch, T tokens, L layers, G output positions of an example, N of a batch, d hidden size, V
+vocabulary.
 """
 import math
 import random
@@ -24,15 +26,15 @@ import metrics
 from sources import models, offline, tasks
 from sources.offline import UserError, say
 
-# ---- 1. the model, and what its self-attention puts out ------------------------------------------------------
+# ---- 1. the model, and what its self-attention puts out ----------------------------------------------------
 
 
 @contextmanager
 def capture_outputs(model, rows, columns):
-    """Read the model at N output positions only; yields a list that the next pass fills with L tensors (N, d).
+    """Read the model at N output positions only; yields a list that a pass fills with L tensors (N, d).
 
-    They are what each layer's self-attention block puts out (after W_O, before the residual add). The head, too,
-    gets the hidden states of these positions alone, so the logits are (1, N, V).
+    They are what each layer's self-attention block puts out (after W_O, before the residual add). The head,
+    too, gets the hidden states of these positions alone, so the logits are (1, N, V).
     """
     activations = []
 
@@ -54,25 +56,24 @@ def capture_outputs(model, rows, columns):
 def forward(model, prompts, responses, demos=None, head=True):
     """Run prompts with their responses, lists of token ids; for each, (activations (L, G, d), logits (G, V)).
 
-    The output positions are those that predict the response: the prompt's last token and all response tokens but
-    the last. Shorter rows are padded on the right, where a causal model never looks, so no mask is needed. `demos`
-    is a cache of what comes before every prompt; without `head` there are no logits (None).
+    The output positions are those that predict the response: the prompt's last token and all response tokens
+    but the last. Shorter rows are padded on the right, where a causal model never looks, so no mask is
+    needed. `demos` is a cache of what comes before every prompt; without `head` there are no logits (None).
     """
-    device, sizes = model.device, [len(response) for response in responses]
-    rows = [torch.tensor(prompt + response[:-1], device=device) for prompt, response in zip(prompts, responses)]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)                                  # (B, T)
-    at_rows = torch.tensor([b for b, size in enumerate(sizes) for _ in range(size)], device=device)   # (N)
-    at_columns = torch.cat([torch.arange(size, device=device) + len(prompt) - 1
-                            for prompt, size in zip(prompts, sizes)])                                 # (N)
-    past = models.repeat_cache(demos, len(prompts)) if demos else None
+    sizes = [len(response) for response in responses]
+    rows = [torch.tensor(prompt + response[:-1]) for prompt, response in zip(prompts, responses)]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)               # (B, T)
+    places = [(b, len(prompts[b]) - 1 + g) for b, size in enumerate(sizes) for g in range(size)]
+    at_rows, at_columns = torch.tensor(places, device=model.device).T                               # (N), (N)
+    past = models.for_rows(demos, len(prompts)) if demos else None
     with capture_outputs(model, at_rows, at_columns) as captured:
         run = model if head else model.get_decoder()
         output = run(input_ids=tokens, past_key_values=past, use_cache=past is not None)
-    activations = torch.stack(captured).split(sizes, dim=1)                                           # (L, N, d)
+    activations = torch.stack(captured).split(sizes, dim=1)                                        # (L, N, d)
     return list(zip(activations, output.logits[0].split(sizes) if head else [None] * len(sizes)))
 
 
-# ---- 2. targets: what ICL does inside (the paper's A_ICL) ----------------------------------------------------
+# ---- 2. targets: what ICL does inside (the paper's A_ICL) --------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -93,22 +94,26 @@ def collect_target(model, tokenizer, example, demos, max_tokens):
     with lora.disable(model):
         response, = models.generate(model, tokenizer, [prompt], max_tokens)
         (activations, _), = forward(model, [prompt], [response], head=False)
-    return Target(prompt, query, data.response_tokens(tokenizer, example, max_tokens), response, activations)
+    gold = data.new_tokens(tokenizer, example.query, example.response)  # of a label the first, of a text all
+    gold = gold[:1] if example.label is not None else [*gold, tokenizer.eos_token_id][:max_tokens]
+    return Target(prompt, query, gold, response, activations)
 
 
 def few_shot_targets(model, tokenizer, few_shot, max_tokens=1):
-    """Targets of the training examples, each with the others as demos (leave-one-out), and of the dev examples."""
+    """Targets of the training examples, each with the others as demos (leave-one-out), and of the dev
+    examples."""
     train = [collect_target(model, tokenizer, example, data.leave_one_out(few_shot, i), max_tokens)
              for i, example in enumerate(few_shot.train)]
     dev = [collect_target(model, tokenizer, example, few_shot.demos, max_tokens) for example in few_shot.dev]
     return train, dev
 
 
-# ---- 3. losses -----------------------------------------------------------------------------------------------
+# ---- 3. losses ---------------------------------------------------------------------------------------------
 
 
 def ia2_loss(model, batch):
-    """L_IA2 = mean_i sum_l mean_{g,d} (A - A_ICL)^2, A read without demos over X + Yhat (the paper's L_IA2)."""
+    """L_IA2 = mean_i sum_l mean_{g,d} (A - A_ICL)^2, A read without demos over X + Yhat (the paper's
+    L_IA2)."""
     outputs = forward(model, [target.query for target in batch], [target.icl for target in batch], head=False)
     return sum((A.float() - target.activations.float()).square().mean(dim=(1, 2)).sum()
                for (A, _), target in zip(outputs, batch)) / len(batch)
@@ -128,7 +133,7 @@ def mean_loss(model, loss, targets, size=4):
     return sum(loss(model, batch).item() * len(batch) for batch in batches) / len(targets)
 
 
-# ---- 4. training ---------------------------------------------------------------------------------------------
+# ---- 4. training -------------------------------------------------------------------------------------------
 
 
 def train(model, loss, targets, dev, lr, epochs=50, name="", seed="0", size=4, patience=5):
@@ -138,11 +143,11 @@ def train(model, loss, targets, dev, lr, epochs=50, name="", seed="0", size=4, p
     UserError when a loss is not finite.
     """
     optimiser = torch.optim.Adam(lora.weights(model).values(), lr, fused=True)
-    rng, start, step, history, recent = random.Random(f"batches-{seed}-{name}"), time.perf_counter(), 0, [], []
-    best = {"dev_loss": math.inf, "best_step": 0}
-    last_step = epochs * math.ceil(len(targets) / size)
-    while step < last_step and step - best["best_step"] < 2 * patience:
-        if step % math.ceil(len(targets) / size) == 0:
+    rng, start = random.Random(f"batches-{seed}-{name}"), time.perf_counter()
+    step, recent, history = 0, [], []
+    best, steps_an_epoch = {"dev_loss": math.inf, "best_step": 0}, math.ceil(len(targets) / size)
+    while step < epochs * steps_an_epoch and step - best["best_step"] < 2 * patience:
+        if step % steps_an_epoch == 0:
             order = rng.sample(targets, len(targets))                       # a new order each epoch
         batch, order = order[:size], order[size:]
         value = loss(model, batch)
@@ -152,25 +157,23 @@ def train(model, loss, targets, dev, lr, epochs=50, name="", seed="0", size=4, p
         step, recent = step + 1, [*recent, value.item()]
         if step == 1:
             say(f"{name}: first loss {value.item():.4f}")
-        if step % 2 == 0 or step == last_step:
-            dev_loss = mean_loss(model, loss, dev, size)
+        if step % 2 == 0 or step == epochs * steps_an_epoch:
+            dev_loss, seconds = mean_loss(model, loss, dev, size), round(time.perf_counter() - start, 2)
             if not math.isfinite(sum(recent) + dev_loss):
-                raise UserError(f"the {name} loss is {recent[-1]} and the dev loss {dev_loss} at step {step} with "
-                                f"learning rate {lr:g}; training has diverged: use a smaller --lr")
-            history.append((step, sum(recent) / len(recent), dev_loss))
-            recent = []
+                raise UserError(f"the {name} loss is {recent[-1]} and the dev loss {dev_loss} at step {step};"
+                                " training has diverged: use a smaller --lr")
+            history, recent = [*history, (step, sum(recent) / len(recent), dev_loss)], []
             if dev_loss < best["dev_loss"]:
                 best, state = {"dev_loss": dev_loss, "best_step": step}, lora.get_state(model)
-            say(f"{name}: step {step}, loss {history[-1][1]:.4g}, dev loss {dev_loss:.4g}"
-                f"{' (best)' * (step == best['best_step'])}, {time.perf_counter() - start:.1f} s")
+            say(f"{name}: step {step}, loss {history[-1][1]:.4g}, dev loss {dev_loss:.4g}, {seconds:.1f} s")
     lora.set_state(model, state)
-    return {"name": name, "steps": step, **best, "seconds": round(time.perf_counter() - start, 2), "history": history}
+    return {"name": name, "steps": step, **best, "seconds": seconds, "history": history}
 
 
-# ---- 5. evaluation -------------------------------------------------------------------------------------------
+# ---- 5. evaluation -----------------------------------------------------------------------------------------
 
-BLOCK = 16                # queries that share one order of the demos
-COMPARED = (200, 8)       # held-out queries whose activations are compared: label tasks, free text (G times larger)
+BLOCK = 16           # queries that share one order of the demos
+COMPARED = (200, 8)  # queries whose activations are compared: of label tasks, of free text (G times larger)
 
 
 @dataclass(frozen=True)
@@ -184,47 +187,48 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model, tokenizer, test, few_shot=None, icl=None, batch_size=BLOCK):
-    """Answer the held-out queries of `test`, a data.Data, with the examples of `few_shot` as demos (ICL) or without.
+    """Answer the held-out queries of `test`, a data.Data, with the demos of `few_shot` (ICL) or without.
 
-    With `icl`, ICL's Evaluation of the same queries, the scores hold `asim` to its activations (the mean, and by
-    layer) and `agreement`, the share of queries with its answer.
+    With `icl`, ICL's Evaluation of the same queries, the scores hold `asim` to its activations (the mean, and
+    by layer) and `agreement`, the share of queries with its answer.
     """
-    found = answer_labels(model, tokenizer, test, few_shot, batch_size) if test.label_tokens else \
-        answer_texts(model, tokenizer, test, few_shot, icl, batch_size)
+    answer = answer_labels if test.label_tokens else answer_texts
+    found = answer(model, tokenizer, test, few_shot, icl, batch_size)
     reference = icl or (found if few_shot else None)
     if reference:
-        tables = [metrics.asim(A, A_icl) for A, A_icl in zip(found.activations, reference.activations)]  # (L, G)
-        layers = torch.stack([table.mean(1) for table in tables]).mean(0).tolist()                       # (L)
-        layers = [round(value, 6) for value in layers]
+        pairs = zip(found.activations, reference.activations)
+        layers = torch.stack([metrics.asim(A, A_icl).mean(1) for A, A_icl in pairs]).mean(0).tolist()    # (L)
         same = [a == b for a, b in zip(found.answers, reference.answers)]
-        found.scores.update(asim=sum(layers) / len(layers), asim_layers=layers, agreement=sum(same) / len(same))
+        found.scores.update(asim=sum(layers) / len(layers), asim_layers=[round(value, 6) for value in layers],
+                            agreement=sum(same) / len(same))
     return found
 
 
-def answer_labels(model, tokenizer, test, few_shot, batch_size):
-    """The next token after each query, and its probability beside those of the labels."""
-    readings, activations, labels = {}, {}, test.label_tokens
+def answer_labels(model, tokenizer, test, few_shot, icl, batch_size):
+    """The next token after each query, its probability, and those of the labels; activations of the same
+    pass."""
+    readings, labels = {}, test.label_tokens
     for batch, prompts in query_batches(model, tokenizer, test, few_shot, batch_size):
         demos, prompts = models.share_demos(model, prompts) if few_shot else (None, prompts)
-        for i, (A, logits) in zip(batch, forward(model, prompts, [[0]] * len(batch), demos)):      # G = 1
-            probabilities = logits[0].float().softmax(-1)                                          # (V)
+        for i, (A, logits) in zip(batch, forward(model, prompts, [[0]] * len(batch), demos)):          # G = 1
+            probabilities = logits[0].float().softmax(-1)                                                # (V)
             confidence, token = probabilities.max(-1)
-            readings[i] = token.item(), confidence.item(), logits[0, labels].tolist(), probabilities[labels].sum().item()
-            if i < COMPARED[0]:
-                activations[i] = A
-    tokens, *figures = zip(*(readings[i] for i in sorted(readings)))
+            readings[i] = (token.item(), confidence.item(), logits[0, labels].tolist(),
+                           probabilities[labels].sum().item(), A if i < COMPARED[0] else None)
+    tokens, *figures, activations = zip(*(readings[i] for i in range(len(readings))))
     scores = metrics.label_scores(tokens, *figures, labels, [example.label for example in test.test])
-    return Evaluation(scores, list(tokens), [[token] for token in tokens], [activations[i] for i in sorted(activations)])
+    return Evaluation(scores, list(tokens), [[token] for token in tokens], activations[:COMPARED[0]])
 
 
 def answer_texts(model, tokenizer, test, few_shot, icl, batch_size):
     """Greedy answers up to a blank line, parsed and compared; activations in passes of their own."""
-    task, prompts, responses = test.task, {}, {}
+    task, prompts, found = test.task, {}, {}
     for batch, whole in query_batches(model, tokenizer, test, few_shot, batch_size):
         demos, rests = models.share_demos(model, whole) if few_shot else (None, whole)
         prompts.update(zip(batch, whole))
-        responses.update(zip(batch, models.generate(model, tokenizer, rests, test.max_tokens, demos, data.BLANK_LINE)))
-    responses = [responses[i] for i in sorted(responses)]
+        tokens = models.generate(model, tokenizer, rests, test.max_tokens, demos, data.BLANK_LINE)
+        found.update(zip(batch, tokens))
+    responses = [found[i] for i in range(len(found))]
     texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in responses]
     answers = [task.parse(text.split(data.BLANK_LINE)[0]) for text in texts]
     right = [task.same(answer, task.parse(example.response)) for answer, example in zip(answers, test.test)]
@@ -234,8 +238,9 @@ def answer_texts(model, tokenizer, test, few_shot, icl, batch_size):
 
 
 def query_batches(model, tokenizer, test, few_shot, batch_size):
-    """(numbers of queries, prompts) that run together: without demos those of similar length, with demos those of one
-    block of the given order, which share an order of the demos, so that figures do not depend on the batch size."""
+    """(numbers of queries, prompts) that run together. Without demos those of similar length; with demos
+    those of a block of the given order, which share an order of the demos, so that figures do not depend on
+    the batch size."""
     queries = [example.query for example in test.test]
     order = range(len(queries)) if few_shot else sorted(range(len(queries)), key=lambda i: len(queries[i]))
     for k in tqdm(range(math.ceil(len(queries) / BLOCK)), unit="block", leave=False, disable=None):
@@ -246,83 +251,75 @@ def query_batches(model, tokenizer, test, few_shot, batch_size):
             yield batch, prompts
 
 
-# ---- 6. the experiment ---------------------------------------------------------------------------------------
-
-def prepare(args):
-    """Load what a command names: (training Data, [test Data], tokenizer, model with an adapter, settings of its rows)."""
-    device = models.pick_device(args.device)
-    name = models.pick_model(args.model, device)
-    entry, names = models.entry(name), args.eval or [args.dataset]
-    for task in (args.dataset, *names):
-        tasks.find_task(task)  # an unknown name is told before anything is loaded
-    tokenizer = models.load_tokenizer(name)
-    train_data = data.load(args.dataset, tokenizer, args, entry.plain, args.labels, entry.labels)
-    tests = [data.load(task, tokenizer, args, entry.plain, train_data.label_style) for task in dict.fromkeys(names)]
-    for test in tests:
-        tasks.check_pair(train_data.task, test.task)
-    offline.make_out(args.out)
-    model = models.load_model(name, device, tokenizer)
-    check_adapter(model, data.prompt_tokens(tokenizer, [], train_data.pool[0].query), args.rank)
-    balanced = bool(train_data.label_style and (entry.balanced if args.balanced is None else args.balanced))
-    settings = {"model": name, "model_hash": models.fingerprint(name), "balanced": balanced, "demos": "own"}
-    return train_data, tests, tokenizer, model, settings
+# ---- 6. the experiment -------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def check_adapter(model, prompt, rank):
-    """Put an adapter on the model, and say that switched off it leaves the base model as it is, whatever it holds."""
+def prepare(args):
+    """Load what a command names: (training Data, [test Data], tokenizer, model with an adapter, settings)."""
+    names = list(dict.fromkeys(args.eval or [args.dataset]))
+    for name in (args.dataset, *names):
+        tasks.find_task(name)  # an unknown name is told before anything is loaded
+    found = models.find(args.model, args.device)
+    tokenizer, entry = found.tokenizer, found.entry
+    train_data = data.load(args.dataset, tokenizer, args, entry.plain, args.labels, entry.labels)
+    tests = [data.load(name, tokenizer, args, entry.plain, train_data.label_style) for name in names]
+    for test in tests:
+        tasks.check_pair(train_data.task, test.task)
+    offline.make_out(args.out)
+    model = models.load_model(found)
+    prompt = data.prompt_tokens(tokenizer, [], train_data.pool[0].query)
     (_, before), = forward(model, [prompt], [[0]])
-    lora.add(model, rank, alpha=rank)
+    lora.add(model, args.rank, alpha=args.rank)
     weights = lora.weights(model).values()
     for weight in weights:
-        weight.fill_(0.1)
+        weight.fill_(0.1)  # whatever an adapter holds: switched off, it must not show
     with lora.disable(model):
-        (_, after), = forward(model, [prompt], [[0]])
-    say(f"{sum(map(torch.numel, weights)):,} weights are trained; adapter off equals base: {torch.equal(before, after)}")
+        same = torch.equal(before, forward(model, [prompt], [[0]])[0][1])
+    say(f"{sum(map(torch.numel, weights)):,} weights are trained; adapter off equals base: {same}")
+    balanced = train_data.label_style and (entry.balanced if args.balanced is None else args.balanced)
+    settings = {"model": found.name, "model_hash": found.fingerprint, "balanced": bool(balanced)}
+    return train_data, tests, tokenizer, model, {**settings, "demos": "own"}
 
 
 def record(args, settings, method, tests, evaluations, stages=(), model=None, dev=(), **extra):
-    """Append the rows of a method, one a test, to the results file, and save the adapter of a trained one; the rows."""
-    trained, training = dict.fromkeys(("lr", "rank", "epochs")), {}
+    """Append a method's rows, one a test, to the results file, and save the adapter of a trained one."""
+    settings, training = {**settings, "method": method, "lr": None, "rank": None, "epochs": None}, {}
     if stages:
-        trained = {"lr": args.lr, "rank": args.rank, "epochs": args.epochs}
+        settings.update(lr=args.lr, rank=args.rank, epochs=args.epochs)
         training = {"dev_gold_loss": mean_loss(model, sft_loss, dev), "stages": stages, **extra}
-    results = [{**data.held_out_settings(test), **found.scores} for test, found in zip(tests, evaluations)]
-    return offline.record(args.out, {**settings, **trained, "method": method}, training, results,
-                          lambda folder: lora.save(model, folder, models.entry(settings["model"]).hub))
+    results = [{**data.held_out(test), **found.scores} for test, found in zip(tests, evaluations)]
+    return offline.record(args.out, settings, training, results, lambda folder: lora.save(model, folder))
 
 
 def main(argv=None):
-    """The experiment in the paper's order: baselines, targets, SFT, then IA2, then SFT going on from IA2; the table."""
+    """The experiment in the paper's order: baselines, targets, SFT alone, IA2, and SFT going on from IA2."""
     args = offline.options(__doc__.split("\n")[0]).parse_args(argv)
     train_data, tests, tokenizer, model, settings = prepare(args)
     few_shot = data.few_shot_set(train_data.pool, args.n, args.set, args.seed, settings["balanced"])
     settings.update(data.settings(train_data, few_shot))
-    rows, seed, first = [], f"{args.seed}-{args.set}", 1000 * args.seed + args.set  # of batches, and of LoRA's A
-
-    def finish(method, *stages):
-        if method in args.methods:
-            evaluations = [evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
-            rows.extend(record(args, settings, method, tests, evaluations, stages, model, dev))
-
-    with lora.disable(model):                                                           # the two baselines
+    seed, first = f"{args.seed}-{args.set}", 1000 * args.seed + args.set    # of the batches, and of LoRA's A
+    with lora.disable(model):                                               # the two baselines
         icl = [evaluate(model, tokenizer, test, few_shot) for test in tests]
         base = [evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
-    rows += record(args, settings, "base", tests, base) + record(args, settings, "icl", tests, icl)
+    rows = record(args, settings, "base", tests, base) + record(args, settings, "icl", tests, icl)
     targets, dev = few_shot_targets(model, tokenizer, few_shot, train_data.max_tokens)  # A_ICL, leave-one-out
 
-    if "sft" in args.methods:                                                           # SFT alone
+    if "sft" in args.methods:                                               # SFT alone
         lora.reset(model, first)
         sft = train(model, sft_loss, targets, dev, args.lr, args.epochs, "sft", seed)
-        finish("sft", sft)
-
-    if "ia2" in args.methods or "ia2-sft" in args.methods:                              # IA2: work inside as with demos,
+        found = [evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
+        rows += record(args, settings, "sft", tests, found, [sft], model, dev)
+    if "ia2" in args.methods or "ia2-sft" in args.methods:                  # IA2: work inside as with demos,
         lora.reset(model, first)
         ia2 = train(model, ia2_loss, targets, dev, args.lr, args.epochs, "ia2", seed)
-        finish("ia2", ia2)
-    if "ia2-sft" in args.methods:                                                       # and then SFT: answer
+    if "ia2" in args.methods:
+        found = [evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
+        rows += record(args, settings, "ia2", tests, found, [ia2], model, dev)
+    if "ia2-sft" in args.methods:                                           # and then answer
         sft = train(model, sft_loss, targets, dev, args.lr, args.epochs, "sft", seed)
-        finish("ia2-sft", ia2, sft)
+        found = [evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
+        rows += record(args, settings, "ia2-sft", tests, found, [ia2, sft], model, dev)
     print(offline.table(rows))
 
 

@@ -3,84 +3,85 @@ import numpy as np
 import torch
 from scipy import stats
 
-# ---- calibration --------------------------------------------------------------------------------------------------
+# ---- calibration -------------------------------------------------------------------------------------------
 
 
 def reliability(confidence, correct, bins=15):
     """Group predictions by confidence: one (count, mean confidence, accuracy) a bin, empty bins left out.
 
-    confidence (N) in [0, 1] and correct (N) of 0 and 1. Bins have equal width, ((b-1)/bins, b/bins]; the first takes
-    0 too. Raises ValueError for other shapes or ranges.
+    confidence (N) in [0, 1] and correct (N) of 0 and 1. Bins have equal width, ((b-1)/bins, b/bins]; the
+    first takes 0 too. Raises ValueError for other shapes or ranges.
     """
     confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if confidence.shape != correct.shape or confidence.ndim != 1 or not len(confidence):
-        raise ValueError(f"confidence {confidence.shape} and correct {correct.shape} must be two equal, non-empty lists")
+        raise ValueError(f"confidence {confidence.shape}, correct {correct.shape}: equal, non-empty lists "
+                         "are needed")
     if not ((confidence >= 0) & (confidence <= 1)).all() or not np.isin(correct, (0, 1)).all():
         raise ValueError("confidence must be within 0 and 1 and correct must be 0 or 1")
-    bin_of = bins_of(confidence, bins)
+    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
     groups = [np.flatnonzero(bin_of == b) for b in range(bins)]
-    return [(len(group), float(confidence[group].mean()), float(correct[group].mean())) for group in groups if len(group)]
-
-
-def bins_of(confidence, bins):
-    """The number of each confidence's bin, 0 to bins - 1."""
-    return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
+    return [(len(group), float(confidence[group].mean()), float(correct[group].mean()))
+            for group in groups if len(group)]
 
 
 def ece(confidence, correct, bins=15):
-    """Expected calibration error: sum_b (n_b / N) |accuracy_b - confidence_b| (Guo et al., 2017), as a fraction."""
+    """Expected calibration error: sum_b (n_b / N) |accuracy_b - confidence_b| (Guo et al., 2017), as a
+    fraction."""
     groups = reliability(confidence, correct, bins)
     return sum(count * abs(accuracy - mean) for count, mean, accuracy in groups) / len(confidence)
 
 
 def ece_floor(confidence, bins=15, draws=500, seed=0):
-    """The ECE of a model that is perfectly calibrated, with these confidences (N): (mean, standard deviation).
+    """The ECE of a perfectly calibrated model with these confidences (N): (mean, standard deviation).
 
-    Simulated: each prediction is right with the probability that is its confidence. With few predictions a bin,
-    accuracy and confidence differ by chance, so an ECE near this floor is no sign of miscalibration.
+    Simulated: each prediction is right with the probability that is its confidence. With few predictions a
+    bin, accuracy and confidence differ by chance, so an ECE near this floor is no sign of miscalibration.
     """
     confidence = np.asarray(confidence, dtype=np.float64)
-    right = np.random.default_rng(seed).random((draws, len(confidence))) < confidence
-    in_bin = bins_of(confidence, bins)[:, None] == np.arange(bins)                    # (N, bins)
-    gaps = np.abs((right - confidence) @ in_bin).sum(axis=1) / len(confidence)        # (draws)
+    right = np.random.default_rng(seed).random((draws, len(confidence))) < confidence             # (draws, N)
+    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
+    gaps = np.abs((right - confidence) @ (bin_of[:, None] == np.arange(bins))).sum(axis=1) / len(confidence)
     return float(gaps.mean()), float(gaps.std())
 
 
-def label_scores(top_token, top_probability, label_logits, label_mass, label_tokens, labels, bins=15):
-    """Scores of N answers to a task with C labels, by the whole vocabulary (as the paper) and among the labels.
+def label_scores(tokens, confidence, label_logits, label_mass, label_tokens, labels, bins=15):
+    """Scores of N answers to a task with C labels, by the whole vocabulary (as in the paper) and among the
+    labels.
 
-    top_token, top_probability (N): the likeliest next token and its probability; label_logits (N, C) and label_mass (N):
-    the logits of the label tokens, and how much probability they have together; label_tokens (C); labels (N) their
-    numbers. Shares among labels come from a log-softmax over their logits, so they also hold where all are unlikely.
+    tokens, confidence (N): the likeliest next token and its probability. label_logits (N, C), label_mass (N):
+    the logits of the label tokens, and their probability together. label_tokens (C); labels (N) their
+    numbers. Shares among labels come from a log-softmax over their logits, so they hold also where all labels
+    are unlikely.
     """
     labels = torch.as_tensor(labels)
-    correct = torch.as_tensor(top_token) == torch.as_tensor(label_tokens)[labels]
-    among, chosen = torch.as_tensor(label_logits).double().log_softmax(-1).exp().max(-1)
-    confidence = torch.as_tensor(top_probability).double().clamp(0, 1)
-    among = among.clamp(0, 1)
-    floor, spread = ece_floor(confidence, bins)
+    correct = torch.as_tensor(tokens) == torch.as_tensor(label_tokens)[labels]
+    confidence = torch.as_tensor(confidence).double().clamp(0, 1)
+    among, chosen = torch.as_tensor(label_logits).double().log_softmax(-1).exp().clamp(0, 1).max(-1)
+    floor, deviation = ece_floor(confidence, bins)
     return {"accuracy": correct.double().mean().item(), "ece": ece(confidence, correct, bins),
-            "ece_floor": floor, "ece_floor_sd": spread,
+            "ece_floor": floor, "ece_floor_sd": deviation,
             "accuracy_among_labels": (chosen == labels).double().mean().item(),
             "ece_among_labels": ece(among, chosen == labels, bins),
             "label_mass": torch.as_tensor(label_mass).double().mean().item(),
             "largest_share": (torch.bincount(chosen).max() / len(chosen)).item(),
-            "reliability": [[n, round(mean, 6), round(accuracy, 6)] for n, mean, accuracy in
-                            reliability(confidence, correct, bins)]}
+            "reliability": [[count, round(mean, 6), round(accuracy, 6)]
+                            for count, mean, accuracy in reliability(confidence, correct, bins)]}
 
 
-# ---- activations and updates ----------------------------------------------------------------------------------------
+# ---- activations and updates -------------------------------------------------------------------------------
 
 
 def asim(first, second):
-    """Activation similarity: the cosine over the features, (L, G, d) and (L, G, d) -> (L, G) (the paper's asim)."""
+    """Activation similarity: the cosine over the features, (L, G, d), (L, G, d) -> (L, G) (the paper's
+    asim)."""
     return torch.nn.functional.cosine_similarity(first.float(), second.float(), dim=-1)
 
 
 def subspace_overlap(B1, B2):
-    """||U1^T U2||_F^2 / r, U the left singular vectors of B (d_out, r): the share of the updates' output space in common.
+    """||U1^T U2||_F^2 / r, U the left singular vectors of B (d_out, r): what two updates share of their
+    outputs.
 
-    1 where one contains the other, r / d_out by chance (paper, figure 4). A B of zeros spans nothing: its overlap is 0.
+    1 where one contains the other, r / d_out by chance (paper, figure 4). A B of zeros shares nothing: 0.
     """
     bases = []
     for B in (B1, B2):
@@ -89,11 +90,12 @@ def subspace_overlap(B1, B2):
     return ((bases[0].T @ bases[1]) ** 2).sum().item() / max(B1.shape[1], B2.shape[1])
 
 
-# ---- statistics ---------------------------------------------------------------------------------------------------
+# ---- statistics --------------------------------------------------------------------------------------------
 
 
 def t_interval(values, level=0.95):
-    """(mean, low, high) of the mean of independent values by Student's t; bounds are nan for fewer than two values."""
+    """(mean, low, high) of the mean of independent values by Student's t; nan bounds for fewer than two
+    values."""
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean()) if len(values) else float("nan")
     if len(values) < 2:

@@ -8,23 +8,21 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
 AMOUNT = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
-NUMBER = re.compile(rf"(?:(?<![\w).])-\s?)?\$?\s?(?:(?<=\$)-)?{AMOUNT}(?:\s?/\s?\d+)?")  # a minus behind a digit subtracts
+# A minus behind a digit or a bracket subtracts.
+NUMBER = re.compile(rf"(?:(?<![\w).])-\s?)?\$?\s?(?:(?<=\$)-)?{AMOUNT}(?:\s?/\s?\d+)?")
 ANSWER_IS = re.compile(r"answer(?:\s+is|\W*:)\W*?", re.IGNORECASE)
 LONGEST = 500  # characters of a formula that is compared as one
-EXPLOSIVE = re.compile(r"(\^|\*\*)[^,;=]*(\^|\*\*)|(\^|\*\*)\W*\d{4}|\d{3}\s*!|!\s*!|\d[eE][-+]?\d{4}")  # numbers with no end
-
+EXPLOSIVE = re.compile(r"(\^|\*\*)[^,;=]*(\^|\*\*)|(\^|\*\*)\W*\d{4}|\d{3}\s*!|!\s*!|\d[eE][-+]?\d{4}")
 
 def after_hashes(text):
     """The text after the first `####`, up to the line's end; without one, the first line."""
     before, mark, after = text.partition("####")
     return (after if mark else before).strip().partition("\n")[0].strip()
 
-
 def plain_signs(text):
     """The Unicode minus as `-`, and LaTeX's thousands separators, dollars and fractions as plain text."""
-    text = re.sub(r"\\[!,;: ]|\{,\}(?=\d)|\\(?=[$%])", lambda match: "," * (match[0] == "{,}"), text.replace("−", "-"))
+    text = re.sub(r"\\[!,;: ]|\\(?=[$%])", "", text.replace("−", "-").replace("{,}", ","))
     return re.sub(r"\\[dtc]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*([\d.]+)\s*\}", r"\1/\2", text)
-
 
 def to_number(text):
     """`1,234`, `-$3.50`, `3/4` -> a Fraction, or None."""
@@ -38,12 +36,11 @@ def to_number(text):
     except (InvalidOperation, ValueError, ZeroDivisionError, OverflowError):
         return None
 
-
 def number(text):
     r"""The number that a worked solution ends in, as a Fraction, or None.
 
-    It is looked for after `####`, in the last `\boxed{}`, after "the answer is", else it is the last number of the
-    text. What follows the answer is ignored; of `20 - 5 = 15` the result counts.
+    It is looked for after `####`, in the last `\boxed{}`, after "the answer is", else it is the last number
+    of the text. What follows the answer is ignored; of `20 - 5 = 15` the result counts.
     """
     text = plain_signs(text)
     boxed_text, marked = boxed(text), ANSWER_IS.split(text)
@@ -59,10 +56,8 @@ def number(text):
     found = NUMBER.findall(answer.rpartition("=")[2]) or NUMBER.findall(answer)
     return to_number(found[0]) if found else None
 
-
 def same_number(predicted, expected):
     return predicted is not None and predicted == expected
-
 
 def boxed(text):
     r"""What the last complete `\boxed{...}` (or `\fbox{...}`) holds, nested braces and all, or None."""
@@ -76,10 +71,9 @@ def boxed(text):
                 break
     return found
 
-
 def final_formula(text):
-    r"""The final answer of a worked solution in LaTeX, as text: what the last box holds, or where there is none what
-    follows "the answer is", else the last formula between dollars, else the last number."""
+    r"""The final answer of a worked solution in LaTeX, as text: what the last box holds, or where there is
+    none what follows "the answer is", else the last formula between dollars, else the last number."""
     text = text.replace("−", "-")
     found = boxed(text)
     if found is None and (bare := re.findall(r"\\boxed\s+(\S)", text)):
@@ -94,30 +88,30 @@ def final_formula(text):
             found = tail if len(marked) > 1 else (NUMBER.findall(text) or [""])[-1]
     return found.lstrip(" *$\n").rstrip(" .*$\n")
 
-
 def same_formula(predicted, expected):
-    """Whether two formulas mean the same by math-verify; those too long or too large to compute are compared as text."""
+    """Whether two formulas mean the same by math-verify; those too long or too large to compute are compared
+    as text."""
     if not predicted.strip():
         return False
     if re.sub(r"\s", "", predicted) == re.sub(r"\s", "", expected):
         return True
-    if max(len(predicted), len(expected)) > LONGEST or EXPLOSIVE.search(predicted) or EXPLOSIVE.search(expected):
+    if any(len(side) > LONGEST or EXPLOSIVE.search(side) for side in (predicted, expected)):
         return False
     import math_verify  # slow to import, and only this task needs it
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its timeouts are off
     try:
-        sides = [math_verify.parse(f"\\boxed{{{side}}}", parsing_timeout=None) for side in (expected, predicted)]
+        sides = [math_verify.parse(f"\\boxed{{{side}}}", parsing_timeout=None)
+                 for side in (expected, predicted)]
         return bool(math_verify.verify(*sides, timeout_seconds=None))
     except Exception:  # whatever a text that is no formula makes of sympy
         return False
 
-
 def same_text(predicted, expected):
     """Equal but for case, surrounding white space and a final full stop: signs and symbols count."""
-    first, second = ((text.strip().removesuffix(".").strip() or text.strip()).casefold() for text in (predicted, expected))
+    first, second = ((text.strip().removesuffix(".").strip() or text.strip()).casefold()
+                     for text in (predicted, expected))
     return bool(second) and first == second
-
 
 def same_words(predicted, expected):
     """Equal but for case, punctuation and articles (SQuAD's exact match), for answers that are words."""
