@@ -79,9 +79,9 @@ def load(name, tokenizer, args, plain=False, style=None, usual=None):
         raise UserError(f"{name} has {len(pool)} training and {len(test)} test examples; it needs both")
     if args.test < len(test):
         test = random.Random(f"test-{args.seed}").sample(test, args.test)
-    tokens = [new_tokens(tokenizer, pool[0].query, text)[0] for text in texts]
+    tokens = [(new_tokens(tokenizer, pool[0].query, text) or [None])[0] for text in texts]
     for i, token in enumerate(tokens):
-        if token in tokens[:i]:
+        if token in tokens[:i] or token is None:
             others = " or ".join(other for other in ("digits", "words", "remap") if other != style)
             raise UserError(f"the labels {texts[tokens.index(token)]!r} and {texts[i]!r} of {name} start "
                             "with the same token under this model's tokenizer and cannot be told apart; "

@@ -143,9 +143,9 @@ def train(model, loss, targets, dev, lr, epochs=50, name="", seed="0", size=4, p
     UserError when a loss is not finite.
     """
     optimiser = torch.optim.Adam(lora.weights(model).values(), lr, fused=True)
-    rng, start = random.Random(f"batches-{seed}-{name}"), time.perf_counter()
-    step, recent, history = 0, [], []
-    best, steps_an_epoch = {"dev_loss": math.inf, "best_step": 0}, math.ceil(len(targets) / size)
+    rng, start, step = random.Random(f"batches-{seed}-{name}"), time.perf_counter(), 0
+    recent, history, steps_an_epoch = [], [], math.ceil(len(targets) / size)
+    best, state = {"dev_loss": mean_loss(model, loss, dev, size), "best_step": 0}, lora.get_state(model)
     while step < epochs * steps_an_epoch and step - best["best_step"] < 2 * patience:
         if step % steps_an_epoch == 0:
             order = rng.sample(targets, len(targets))                       # a new order each epoch
@@ -268,14 +268,14 @@ def prepare(args):
         tasks.check_pair(train_data.task, test.task)
     offline.make_out(args.out)
     model = models.load_model(found)
-    prompt = data.prompt_tokens(tokenizer, [], train_data.pool[0].query)
-    (_, before), = forward(model, [prompt], [[0]])
+    prompt = torch.tensor([data.prompt_tokens(tokenizer, [], train_data.pool[0].query)], device=model.device)
+    before = model(prompt).logits
     lora.add(model, args.rank, alpha=args.rank)
     weights = lora.weights(model).values()
     for weight in weights:
         weight.fill_(0.1)  # whatever an adapter holds: switched off, it must not show
     with lora.disable(model):
-        same = torch.equal(before, forward(model, [prompt], [[0]])[0][1])
+        same = torch.equal(before, model(prompt).logits)
     say(f"{sum(map(torch.numel, weights)):,} weights are trained; adapter off equals base: {same}")
     balanced = train_data.label_style and (entry.balanced if args.balanced is None else args.balanced)
     settings = {"model": found.name, "model_hash": found.fingerprint, "balanced": bool(balanced)}

@@ -10,10 +10,9 @@ from torch import nn
 
 PROJECTIONS = ("q_proj", "k_proj", "o_proj")  # the paper trains W_Q, W_K and W_O
 PREFIX = "base_model.model."                  # PEFT's name for the model inside its files
-PLAIN = {"peft_type": ["LORA"], "bias": ["none"], "init_lora_weights": [True, False, "gaussian", "eva"],
-         **dict.fromkeys("use_dora lora_bias modules_to_save rank_pattern alpha_pattern layer_replication "
-                         "target_parameters trainable_token_indices alora_invocation_tokens".split(),
-                         [None, False, {}, []])}  # else an adapter is more than LoRA
+PLAIN = {"peft_type": ["LORA"], "bias": ["none"], "init_lora_weights": [True, False, "gaussian", "eva"]} | {
+    key: [None, False, {}, []] for key in "use_dora lora_bias modules_to_save rank_pattern alpha_pattern "
+    "layer_replication target_parameters trainable_token_indices alora_invocation_tokens".split()}
 
 
 class LoRAError(ValueError):
@@ -133,16 +132,17 @@ def load(model, folder):
                         if more else "the model has an adapter already; load it again")
     state = {key.removeprefix(PREFIX).replace(".default.", "."): weight for key, weight in state.items()}
     match = targets if isinstance(targets, str) else rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
-    found = {name: module for name, module in model.named_modules()
-             if isinstance(module, nn.Linear) and re.fullmatch(match, name)}
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(match, n)}
+    own = {f"{n}.base_layer.weight": m.weight for n, m in found.items()}  # PEFT adds the weight of a head
+    state = {k: w for k, w in state.items() if k not in own or not torch.equal(w.to(own[k]), own[k])}
     shapes = {f"{name}.lora_A.weight": (rank, m.in_features) for name, m in found.items()} | {
         f"{name}.lora_B.weight": (m.out_features, rank) for name, m in found.items()}
     for key in {**shapes, **state} or ["any LoRA weight"]:
         has = tuple(state[key].shape) if key in state else "missing"
         if has != shapes.get(key) or not state[key].isfinite().all():
             raise LoRAError(f"the adapter in {folder} does not fit: {key} is {has} or not finite, instead of "
-                            f"{shapes.get(key)}; use the model it was trained on, or save it again, whole and"
-                            " alone (under ZeRO-3 gather the weights first, else they have size 0)")
+                            f"{shapes.get(key)}; use its own model, or save it again, whole and alone (under "
+                            "ZeRO-3, gathered)")
     model.requires_grad_(False)
     scale = alpha / (rank ** 0.5 if config.get("use_rslora") else rank)
     for name, module in found.items():

@@ -7,8 +7,6 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lab import report
-
 STYLE = {"base": ("#777777", "o"), "icl": ("#000000", "s"), "sft": ("#E69F00", "^"), "ia2": ("#56B4E9", "D"),
          "ia2-sft": ("#0072B2", "P"), "sft-ia2": ("#D55E00", "v"), "ia2+sft": ("#009E73", "X"),
          "sft-icl": ("#A89A00", "<"), "kd": ("#CC79A7", ">")}
@@ -24,7 +22,7 @@ def panels(count=1, width=6.0, height=4.2, **shared):
 def set_by_set(rows, title):
     """Accuracy of each few-shot set as a line across the methods; `rows` are of one test, n and rate."""
     figure, (axis,) = panels(width=8)
-    methods = [method for method in report.ORDER if any(row["method"] == method for row in rows)]
+    methods = [method for method in STYLE if any(row["method"] == method for row in rows)]
     for i in sorted({row["set"] for row in rows}):
         values = {row["method"]: 100 * row["accuracy"] for row in rows if row["set"] == i}
         axis.plot([methods.index(m) for m in values], values.values(), marker="o", alpha=0.8, label="set "
@@ -102,17 +100,18 @@ def clouds(points, title=""):
     figure.suptitle(title, fontsize="medium")
     return figure
 
-def save_all(rows, folder):
-    """Write the pictures of a results file as PNG, at the picked rates; their paths."""
+def save_all(groups, folder):
+    """Write the pictures of groups of rows, each of one test and setting, as PNG; their paths."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = []
-    for found in report.group(report.pick_rates(rows), (*report.COMMON, *report.TESTED)).values():
-        first, methods = found[0], [m for m in report.ORDER if any(row["method"] == m for row in found)]
+    for found in groups:
+        first, methods = found[0], [m for m in STYLE if any(row["method"] == m for row in found)]
         title = f"{first['dataset']} to {first['eval_dataset']}, n = {first['n']}, {first['model']}"
         name = re.sub(r"[^A-Za-z0-9.]+", "-", title)
-        lists = {method: [row["asim_layers"] for row in found if row["method"] == method] for method in methods
-                 if "asim_layers" in first}
-        layers = {method: np.mean(values, axis=0).tolist() for method, values in lists.items()}
+        layers = {}
+        for method in methods if "asim_layers" in first else ():
+            lists = [row["asim_layers"] for row in found if row["method"] == method]
+            layers[method] = np.mean(lists, axis=0).tolist()
         pictures = {"sets": set_by_set(found, title)}
         if layers:
             pictures["layers"] = asim_by_layer(layers)

@@ -143,7 +143,7 @@ def claims(rows):
             factor, digits = (100, 1) if field == "accuracy" else (1, 3)
             figure = f"{interval(values, factor, digits, '+')}, {len(values)} sets"
             lines.append([claim, figure, verdict(values, better)])
-    shares = [row["overlap"] for row in inside if row["method"] == "ia2-sft"]
+    shares = [row.get("overlap") or {} for row in inside if row["method"] == "ia2-sft"]
     pairs = [(share["ia2"], share["ia2, other set"]) for share in shares
              if "ia2" in share and "ia2, other set" in share]
     if len(pairs) > 1:
@@ -181,7 +181,8 @@ def main():
     if args.plots:
         from lab import plots  # matplotlib is slow to start
 
-        print(f"pictures: {len(plots.save_all(rows, args.plots))} in {args.plots}", file=sys.stderr)
+        groups = group(pick_rates(rows), (*COMMON, *TESTED)).values()
+        offline.say(f"pictures: {len(plots.save_all(groups, args.plots))} in {args.plots}")
 
 if __name__ == "__main__":
     sys.exit(offline.run_main(main))

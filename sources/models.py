@@ -1,5 +1,4 @@
-"""Models by name: the bundled ones, those of the hub, and local folders, through transformers, never with
-remote code."""
+"""Models by name: bundled, from the hub or a local folder, through transformers, never with their code."""
 import copy
 import hashlib
 import os
@@ -64,7 +63,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Found:
-    """What `--model` and `--device` mean: a name, hub id or folder, its Entry, files and tokenizer; a device."""
+    """What `--model` and `--device` mean: a name, hub id or folder, its Entry, files, tokenizer; a device."""
     name: str
     entry: Entry
     source: str
@@ -181,8 +180,8 @@ def load_model(found):
         raise broken(found.name, found.source, error) from None
     tokens, rows = len(found.tokenizer), model.get_input_embeddings().weight.shape[0]
     if tokens > rows:
-        raise UserError(f"the tokenizer of {found.name} has {tokens} tokens and the model embeds {rows}: they "
-                        "do not belong together; resize its embeddings or use the tokenizer it was trained with")
+        raise UserError(f"the tokenizer of {found.name} has {tokens} tokens and the model embeds {rows}: "
+                        "they do not belong together; resize its embeddings or use its own tokenizer")
     model = model.to(found.device).eval().requires_grad_(False)
     model.config._name_or_path = found.entry.hub  # what saved adapters say they are for
     fast.speed_up(model)

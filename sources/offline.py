@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 PINS = Path(__file__).with_name("bundled.txt")
@@ -95,7 +96,7 @@ def run_main(main, *errors):
         problem = "the GPU is out of memory; use a smaller --n or --max-tokens, or a smaller --model"
     except (UserError, *errors) as error:
         problem = error
-    except OSError as error:  # a full disk, a folder taken away
+    except (OSError, SafetensorError) as error:  # a full disk, a folder taken away
         problem = f"{error}; fix that and run the same command again: completed work is kept"
     except KeyboardInterrupt:
         problem = "interrupted; completed work is kept"
@@ -129,7 +130,7 @@ def new_folder(target):
         shutil.rmtree(partial, ignore_errors=True)
 
 def cached(name, build):
-    """The folder `name` in the cache ($IA2_CACHE, or `ia2` in the user's cache), made by `build(folder)` once.
+    """The folder `name` in the cache ($IA2_CACHE, or `ia2` in the user's cache), made by `build(folder)`.
 
     A lock lets one process build while others wait, so a partial folder seen under the lock was left by a
     killed process and is removed. Raises UserError when the cache cannot be written.

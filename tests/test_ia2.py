@@ -235,8 +235,9 @@ def test_training_equals_a_written_out_loop(tiny_model):
     found = ia2.train(tiny_model, ia2.ia2_loss, targets, dev, 1e-2, epochs=3, name="ia2", seed="7-1")
     trained = lora.get_state(tiny_model)
     lora.set_state(tiny_model, start)
-    rng, moments, step, best = random.Random("batches-7-1-ia2"), {}, 0, (math.inf, None)
-    history = []
+    rng, moments, step, history = random.Random("batches-7-1-ia2"), {}, 0, []
+    with torch.no_grad():
+        best = ia2.ia2_loss(tiny_model, dev).item(), start
     for _ in range(3):
         order = rng.sample(range(5), 5)
         for batch in (order[:4], order[4:]):
@@ -263,7 +264,7 @@ def test_training_equals_a_written_out_loop(tiny_model):
 def test_early_stopping_returns_to_the_best_adapter(tiny_model):
     """A dev loss that falls for two evaluations and then rises: five more evaluations, and the weights of the second."""
     lora.add(tiny_model)
-    targets, values = random_targets(tiny_model, [(6, 1, 1)]), iter([3.0, 2.0, 2.5, 2.5, 2.5, 2.5, 2.5, 2.5])
+    targets, values = random_targets(tiny_model, [(6, 1, 1)]), iter([4.0, 3.0, 2.0, 2.5, 2.5, 2.5, 2.5, 2.5, 2.5])
     states = []
 
     def loss(model, batch):
@@ -273,7 +274,18 @@ def test_early_stopping_returns_to_the_best_adapter(tiny_model):
         return torch.tensor(next(values))
     found = ia2.train(tiny_model, loss, targets, targets, 1e-2, epochs=50)
     assert (found["steps"], found["best_step"], found["dev_loss"]) == (14, 4, 2.0)
-    assert all(torch.equal(weight, states[1][name]) for name, weight in lora.get_state(tiny_model).items())
+    assert all(torch.equal(weight, states[2][name]) for name, weight in lora.get_state(tiny_model).items())
+
+
+def test_what_never_gets_better_is_left_as_it_was(tiny_model):
+    lora.add(tiny_model)
+    start, targets = lora.get_state(tiny_model), random_targets(tiny_model, [(6, 1, 1)])
+
+    def loss(model, batch):
+        return ia2.ia2_loss(model, batch) if torch.is_grad_enabled() else torch.tensor(1.0)
+    found = ia2.train(tiny_model, loss, targets, targets, 1e-2, epochs=50)
+    assert (found["steps"], found["best_step"], found["dev_loss"]) == (10, 0, 1.0)
+    assert all(torch.equal(weight, start[name]) for name, weight in lora.get_state(tiny_model).items())
 
 
 def test_a_loss_that_is_not_finite_is_one_sentence(tiny_model):

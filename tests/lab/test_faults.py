@@ -1,0 +1,175 @@
+"""pytest tests/lab/test_faults.py: wrong input, full disks, read-only folders, processes that share: for real."""
+import ctypes
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from lab import sweep
+from sources import offline
+
+ROOT = Path(__file__).parents[2]
+
+CASES = [  # the options of a command, and what its one line on stderr says
+    ("--n 1", "n must be at least 2, not 1"), ("--n 0", "argument --n: must be a whole number of 1 or more"),
+    ("--n four", "argument --n: must be a whole number"), ("--n 2.5", "argument --n: must be a whole number"),
+    ("--n 20000", "n = 20000 needs 20000 training and 10000 dev examples, more than the pool of"), ("--n 2 4", "unrecognized arguments: 4"),
+    ("--lr 0", "argument --lr: must be a number above 0"), ("--lr -1e-3", "argument --lr"), ("--lr nan", "must be a number above 0"),
+    ("--lr 1e31", "must be a number above 0 and at most 1e+30"), ("--lr fast", "must be a number above 0"), ("--lr 1..2", "must be a number"),
+    ("--set -1", "argument --set"), ("--test 0", "argument --test: must be a whole number of 1 or more"), ("--rank 0", "argument --rank"),
+    ("--epochs 0", "argument --epochs"), ("--max-tokens 0", "argument --max-tokens"), ("--seed -1", "argument --seed"),
+    ("--nonsense", "unrecognized arguments: --nonsense"), ("--report x", "unrecognized arguments: --report x"),
+    ("--lr 1e30 --methods ia2", "training has diverged: use a smaller --lr"),
+    ("--dataset movis", "unknown dataset 'movis' (did you mean movies?)"), ("--eval sst", "unknown dataset 'sst' (did you mean sst2?)"),
+    ("--dataset /no/such/folder", "unknown dataset '/no/such/folder'"), ("--methods iaa2", "invalid choice: 'iaa2' (choose from 'base', 'icl', 'sft'"),
+    ("--methods kd", "invalid choice: 'kd'"), ("--model smollm2-153m", "unknown model 'smollm2-153m' (did you mean smollm2-135m?)"),
+    ("--model /no/such/model", "unknown model '/no/such/model'"), ("--labels word", "invalid choice: 'word' (choose from 'digits', 'words', 'remap')"),
+    ("--device gpu", "invalid choice: 'gpu'"), ("--eval agnews", "cannot be tested on agnews"),
+    ("--dataset gsm8k --eval sciq", "cannot be tested on sciq"), ("--data-dir /no/such/folder", "/no/such/folder/sst2 has no train.jsonl"),
+    ("--data-dir {traps}/latin", "train.jsonl, line 2: this is not UTF-8"), ("--data-dir {traps}/torn", "train.jsonl, line 2: this is not a JSON object"),
+    ("--data-dir {traps}/fieldless", "train.jsonl, line 1: "), ("--dataset {traps}/empty", "has no train.jsonl"),
+    ("--dataset {traps}/alike --n 2", "start with the same token"), ("--dataset {traps}/long --n 4", "more than the model's context of 512"),
+    ("--out /proc/nowhere", "cannot write to /proc/nowhere"), ("--out {traps}/a_file", "cannot write to"),
+    ("--out {traps}/torn_results", "results.jsonl, line 1: this is not a result"), ("--model {traps}/gpt2", "use a Llama, Qwen or Gemma model"),
+    ("--model {traps}/empty", "cannot load the model"), ("--model {traps}/pickled", "cannot load the model"),
+    ("--model {traps}/endless --dataset gsm8k --max-tokens 4", "has no end-of-sequence token"),
+] + ([] if torch.cuda.is_available() else [("--device cuda", "no CUDA device was found")])
+
+
+def write(path, *rows):
+    """train.jsonl and test.jsonl of a folder, the last third for the test: rows as JSON, or bytes as they are."""
+    path.mkdir(parents=True)
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows]
+    for part, some in (("train", lines[:-len(lines) // 3]), ("test", lines[-len(lines) // 3:])):
+        (path / f"{part}.jsonl").write_bytes(b"".join(some))
+
+
+@pytest.fixture(scope="module")
+def traps(place, tokenizer):
+    """What the table of wrong inputs refers to."""
+    path, good = place / "traps", {"sentence": "a fine film", "label": 1}
+    write(path / "latin" / "sst2", good, "{\"sentence\": \"café\", \"label\": 0}\n".encode("latin-1"), good)
+    write(path / "torn" / "sst2", good, b'{"sentence": "a fine\n', good)
+    write(path / "fieldless" / "sst2", {"text": "a fine film", "label": 1}, good)
+    write(path / "alike", *({"query": f"{k}", "response": ("New York", "New Delhi")[k % 2]} for k in range(9)))
+    write(path / "long", *({"query": f"{k} " + "very long text " * 150, "response": ("yes", "no")[k % 2]} for k in range(12)))
+    (path / "empty").mkdir()
+    (path / "a_file").write_text("x")
+    (path / "torn_results").mkdir()
+    (path / "torn_results" / "results.jsonl").write_text("nonsense\n")
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=49152)).save_pretrained(path / "gpt2")
+    for name in ("pickled", "endless"):
+        tiny(vocabulary=49152).save_pretrained(path / name)
+    for name in ("gpt2", "pickled", "endless"):
+        tokenizer.save_pretrained(path / name)
+    (path / "pickled" / "model.safetensors").rename(path / "pickled" / "pytorch_model.bin")
+    endless = AutoTokenizer.from_pretrained(path / "endless")
+    endless.eos_token = None
+    endless.save_pretrained(path / "endless")
+    return path
+
+
+@pytest.mark.parametrize("options, message", CASES, ids=[options for options, _ in CASES])
+def test_wrong_input_is_one_line_and_exit_code_2(options, message, call, traps):
+    code, out, err, _ = call(*options.format(traps=traps).split(), quick=("--test", "2", "--epochs", "2"))
+    lines = [line for line in err.splitlines() if line.startswith(("error", "usage", "Traceback"))]
+    assert code == 2 and out == "" and len(lines) == 1 and err.splitlines()[-1] == lines[0], err
+    assert message in lines[0] and lines[0].startswith("error: ")
+
+
+# ---- child processes that meet a fault ------------------------------------------------------------------------------
+
+CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
+
+
+def obey_permissions():
+    """In the child: root, too, may not write where the permissions forbid it."""
+    if os.geteuid() == 0:
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+
+
+def small_files(limit):
+    """In the child: no file grows beyond `limit` bytes; writing on fails as on a full disk."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+@pytest.fixture
+def child(place, tmp_path):
+    """child(*options) runs a small sweep in a process of its own; child.command is its command."""
+    command = [*map(str, (sys.executable, "-m", "lab.sweep", "--dataset", "sst2", "--data-dir", place / "bench", "--model", place / "tiny",
+                          "--epochs", "2", "--test", "4", "--out", tmp_path / "out"))]
+
+    def run(*options, before=None, cache=None):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"IA2_CACHE": str(cache)} if cache else {})}
+        return subprocess.run([*command, *options], capture_output=True, text=True, preexec_fn=before, env=environment, cwd=ROOT)
+    run.command = command
+    return run
+
+
+def one_error(result):
+    """The one line that an error is."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2 and len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize("limit", [1_000, 6_000, 12_000])
+def test_a_full_disk_is_reported_and_loses_nothing(limit, child, tmp_path):
+    """1 kB is too little for the first row, 6 kB for an adapter, 12 kB for the later rows."""
+    message = one_error(child(before=small_files(limit)))
+    assert "File too large" in message or "cannot write" in message, message
+    file = tmp_path / "out" / "results.jsonl"
+    kept = file.read_text() if file.exists() else ""
+    assert not kept or kept.endswith("\n")
+    assert not list((tmp_path / "out").glob("**/.partial*")) and not list((tmp_path / "out").glob(".results*partial"))
+    assert child().returncode == 0
+    assert file.read_text().startswith(kept) and len(offline.read_rows(file)) == 5
+
+
+def test_a_disk_that_fills_while_the_model_is_prepared(child, tmp_path):
+    """1 MB is too little for the download: a sentence, and nothing that would be read as whole."""
+    message = one_error(child("--model", "smollm2-135m", before=small_files(10**6), cache=tmp_path / "cache"))
+    assert "could not download" in message or "cannot write to the cache folder" in message
+    assert not list((tmp_path / "cache").glob("smollm2*"))
+
+
+def test_two_processes_on_one_folder_share_it(child, tmp_path):
+    """Both end well, with every row once and every adapter whole."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([*child.command, "--sets", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                  env=environment, cwd=ROOT) for _ in range(2)]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 10 == len({(row["run"], row["eval_dataset"]) for row in rows})
+    folders = {tmp_path / "out" / row["run"] for row in rows if row["lr"]}
+    assert len(folders) == 6
+    for folder in folders:
+        assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "training.json"}
+
+
+def test_folders_that_cannot_be_written_are_named(child, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    try:
+        message = one_error(child("--out", str(locked), before=obey_permissions))
+        assert "cannot write to" in message and "--out" in message
+        message = one_error(child("--model", "smollm2-135m", before=obey_permissions, cache=locked))
+        assert "cannot write to the cache folder" in message and "IA2_CACHE" in message
+    finally:
+        locked.chmod(0o755)
+
+
+def test_a_damaged_results_file_is_named(call, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.jsonl").write_text('{"run": "x"}\n[1]\n')
+    code, _, err, _ = call(main=sweep.main)
+    assert code == 2 and "results.jsonl, line 1: this is not a result" in err
