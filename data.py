@@ -32,8 +32,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Data:
-    """The examples of a task: few-shot sets are drawn from `pool`, `test` is held out; and how its labels
-    look."""
+    """A task's examples, `pool` to draw few-shot sets from and `test` held out, and how its labels look."""
     task: tasks.Task
     pool: list
     test: list
@@ -91,8 +90,7 @@ def load(name, tokenizer, args, plain=False, style=None, usual=None):
 
 
 def drop_repeats(examples, others, as_written):
-    """Examples whose query is neither among `others` nor repeated; unless `as_written`, case and spaces do
-    not count."""
+    """Examples whose query is not in `others` nor repeated; case and spaces count only if `as_written`."""
     kept, seen = [], set()
     for i, example in enumerate([*others, *examples]):
         key = example.query if as_written else " ".join(example.query.lower().split())
@@ -103,8 +101,7 @@ def drop_repeats(examples, others, as_written):
 
 
 def settings(data, few_shot):
-    """What a results row tells of the training data: enough to run it again, and to tell it from other
-    rows."""
+    """What a results row tells of the training data, to run it again and to tell it from others."""
     return {"dataset": data.task.name, "source": data.source, "pool_data": digest(data.pool),
             "prompt": data.prompt, "labels": data.label_style, "max_tokens": data.max_tokens,
             "n": len(few_shot.train), "set": few_shot.number, "seed": few_shot.seed,
@@ -161,8 +158,7 @@ def prompt_tokens(tokenizer, demos, query):
 
 
 def new_tokens(tokenizer, query, response):
-    """The tokens that a response adds behind its query: alone, a label would get a `▁` first in some
-    tokenizers."""
+    """The tokens that a response adds behind its query; alone, some tokenizers put a `▁` first."""
     before, both = (prompt_tokens(tokenizer, [], text) for text in (query, query + response))
     if both[:len(before)] == before:
         return both[len(before):]

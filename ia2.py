@@ -1,13 +1,11 @@
-"""IA2, ICL Activation Alignment (ICLR 2026): teach a model to work inside as it does with demos, then to
-answer.
+"""IA2, ICL Activation Alignment (ICLR 2026): teach a model to work inside as it does with demos, then answer.
 
     python ia2.py --dataset sst2 --n 4
 
 It reads from top to bottom as the paper does: run the model and read its self-attention outputs; collect the
 targets A_ICL; the two losses; the training loop; evaluation; and main(), the whole experiment in order.
 
-Shapes: B batch, T tokens, L layers, G output positions of an example, N of a batch, d hidden size, V
-vocabulary.
+Shapes: B batch, T tokens, L layers, G output positions of an example, N of a batch, d hidden, V vocabulary.
 """
 import math
 import random
@@ -100,8 +98,7 @@ def collect_target(model, tokenizer, example, demos, max_tokens):
 
 
 def few_shot_targets(model, tokenizer, few_shot, max_tokens=1):
-    """Targets of the training examples, each with the others as demos (leave-one-out), and of the dev
-    examples."""
+    """Targets of the training examples, each with the others as demos (leave-one-out), and of the dev set."""
     train = [collect_target(model, tokenizer, example, data.leave_one_out(few_shot, i), max_tokens)
              for i, example in enumerate(few_shot.train)]
     dev = [collect_target(model, tokenizer, example, few_shot.demos, max_tokens) for example in few_shot.dev]
@@ -112,8 +109,7 @@ def few_shot_targets(model, tokenizer, few_shot, max_tokens=1):
 
 
 def ia2_loss(model, batch):
-    """L_IA2 = mean_i sum_l mean_{g,d} (A - A_ICL)^2, A read without demos over X + Yhat (the paper's
-    L_IA2)."""
+    """L_IA2 = mean_i sum_l mean_{g,d} (A - A_ICL)^2, the paper's; A is read without demos over X + Yhat."""
     outputs = forward(model, [target.query for target in batch], [target.icl for target in batch], head=False)
     return sum((A.float() - target.activations.float()).square().mean(dim=(1, 2)).sum()
                for (A, _), target in zip(outputs, batch)) / len(batch)
@@ -205,8 +201,7 @@ def evaluate(model, tokenizer, test, few_shot=None, icl=None, batch_size=BLOCK):
 
 
 def answer_labels(model, tokenizer, test, few_shot, icl, batch_size):
-    """The next token after each query, its probability, and those of the labels; activations of the same
-    pass."""
+    """The next token after each query, its probability and the labels'; the activations with it."""
     readings, labels = {}, test.label_tokens
     for batch, prompts in query_batches(model, tokenizer, test, few_shot, batch_size):
         demos, prompts = models.share_demos(model, prompts) if few_shot else (None, prompts)
@@ -238,9 +233,8 @@ def answer_texts(model, tokenizer, test, few_shot, icl, batch_size):
 
 
 def query_batches(model, tokenizer, test, few_shot, batch_size):
-    """(numbers of queries, prompts) that run together. Without demos those of similar length; with demos
-    those of a block of the given order, which share an order of the demos, so that figures do not depend on
-    the batch size."""
+    """(numbers of queries, prompts) that run together: without demos those of similar length, with demos
+    those of one block of the given order, which share an order of the demos whatever the batch size."""
     queries = [example.query for example in test.test]
     order = range(len(queries)) if few_shot else sorted(range(len(queries)), key=lambda i: len(queries[i]))
     for k in tqdm(range(math.ceil(len(queries) / BLOCK)), unit="block", leave=False, disable=None):
@@ -263,7 +257,8 @@ def prepare(args):
     found = models.find(args.model, args.device)
     tokenizer, entry = found.tokenizer, found.entry
     train_data = data.load(args.dataset, tokenizer, args, entry.plain, args.labels, entry.labels)
-    tests = [data.load(name, tokenizer, args, entry.plain, train_data.label_style) for name in names]
+    tests = [train_data if name == args.dataset else
+             data.load(name, tokenizer, args, entry.plain, train_data.label_style) for name in names]
     for test in tests:
         tasks.check_pair(train_data.task, test.task)
     offline.make_out(args.out)
@@ -276,6 +271,7 @@ def prepare(args):
         weight.fill_(0.1)  # whatever an adapter holds: switched off, it must not show
     with lora.disable(model):
         same = torch.equal(before, model(prompt).logits)
+    lora.reset(model)
     say(f"{sum(map(torch.numel, weights)):,} weights are trained; adapter off equals base: {same}")
     balanced = train_data.label_style and (entry.balanced if args.balanced is None else args.balanced)
     settings = {"model": found.name, "model_hash": found.fingerprint, "balanced": bool(balanced)}

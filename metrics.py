@@ -25,8 +25,7 @@ def reliability(confidence, correct, bins=15):
 
 
 def ece(confidence, correct, bins=15):
-    """Expected calibration error: sum_b (n_b / N) |accuracy_b - confidence_b| (Guo et al., 2017), as a
-    fraction."""
+    """Expected calibration error: sum_b (n_b / N) |accuracy_b - confidence_b| (Guo et al., 2017)."""
     groups = reliability(confidence, correct, bins)
     return sum(count * abs(accuracy - mean) for count, mean, accuracy in groups) / len(confidence)
 
@@ -72,8 +71,7 @@ def label_scores(tokens, confidence, label_logits, label_mass, label_tokens, lab
 
 
 def asim(first, second):
-    """Activation similarity: the cosine over the features, (L, G, d), (L, G, d) -> (L, G) (the paper's
-    asim)."""
+    """The paper's activation similarity: cosine over the features, (L, G, d), (L, G, d) -> (L, G)."""
     return torch.nn.functional.cosine_similarity(first.float(), second.float(), dim=-1)
 
 
@@ -94,8 +92,7 @@ def subspace_overlap(B1, B2):
 
 
 def t_interval(values, level=0.95):
-    """(mean, low, high) of the mean of independent values by Student's t; nan bounds for fewer than two
-    values."""
+    """(mean, low, high) of independent values by Student's t; the bounds are nan for fewer than two."""
     values = np.asarray(values, dtype=np.float64)
     mean = float(values.mean()) if len(values) else float("nan")
     if len(values) < 2:

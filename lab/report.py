@@ -65,8 +65,7 @@ def method_table(rows):
     return grid(text)
 
 def paired(rows, figure, first, second):
-    """Differences first - second of a figure, one for each few-shot set; tests and n of a set are averaged
-    first."""
+    """first - second of a figure, one for each few-shot set, after its tests and n are averaged."""
     by_set = {}
     for row in rows:
         if row["method"] in (first, second) and row.get(figure) is not None:
@@ -97,8 +96,7 @@ def heading(row):
             f"{', '.join(' '.join(pair) for pair in row['versions'].items())}")
 
 def tables(rows):
-    """All tables of some rows as Markdown: each rate by itself, and then, where there are several, the picked
-    ones."""
+    """All tables of some rows as Markdown: each rate by itself, then the picked ones."""
     parts = []
     if not rows:
         return "There are no results yet."
@@ -119,14 +117,12 @@ def tables(rows):
 # ---- claims ------------------------------------------------------------------------------------------------
 
 def verdict(values, better):
-    """Whether an interval over the sets lies on one side of zero; `better` is +1 where the paper says
-    larger."""
+    """On which side of zero the interval over sets lies; `better` is +1 where the paper says larger."""
     _, low, high = metrics.t_interval([better * value for value in values])
     return "holds" if low > 0 else "does not hold" if high < 0 else "undecided"
 
 def claims(rows):
-    """The paper's claims against the rows of one model and setting: [claim, figure, verdict], at the picked
-    rates."""
+    """The paper's claims on the rows of one model and setting: [claim, figure, verdict]."""
     picked = pick_rates(rows)
     inside = [row for row in picked if row["eval_dataset"] == row["dataset"]]
     outside = [row for row in picked if row["eval_dataset"] != row["dataset"]]

@@ -1,5 +1,4 @@
-"""The commands behind docs/results.md, in order: `python -m lab.reproduce` prints them, `--run` runs them;
-all resume."""
+"""The commands behind docs/results.md: `python -m lab.reproduce` prints them, `--run` runs them."""
 import shlex
 import subprocess
 import sys

@@ -103,8 +103,7 @@ def foreign_data(args, loaded):
 # ---- the sweep ---------------------------------------------------------------------------------------------
 
 def run_set(args, loaded, few_shot, previous):
-    """Every method and rate that is missing of one few-shot set; `previous` is another set, to compare
-    updates with."""
+    """Every method and rate that is missing of a few-shot set; `previous` is another set, the control."""
     train_data, tests, tokenizer, model, settings = loaded
     settings = {**settings, **data.settings(train_data, few_shot), "demos": args.demos}
     file = Path(args.out, "results.jsonl")
@@ -150,8 +149,7 @@ def run_set(args, loaded, few_shot, previous):
         ia2.record(args, own, method, tests, found, stages, model, dev, overlap=shares)
 
 def trained_settings(args, rate, method):
-    """The settings of a trained run beyond those of its set; what a method does not use is no part of its
-    name."""
+    """The settings of a trained run beyond those of its set, as far as its method uses them."""
     found = {"lr": rate, "rank": args.rank, "epochs": args.epochs}
     if args.sft_on and "sft" in method:
         found["sft_on"] = args.sft_on

@@ -89,8 +89,7 @@ def final_formula(text):
     return found.lstrip(" *$\n").rstrip(" .*$\n")
 
 def same_formula(predicted, expected):
-    """Whether two formulas mean the same by math-verify; those too long or too large to compute are compared
-    as text."""
+    """Whether two formulas mean the same by math-verify; what is too long or huge is compared as text."""
     if not predicted.strip():
         return False
     if re.sub(r"\s", "", predicted) == re.sub(r"\s", "", expected):

@@ -41,8 +41,7 @@ class FrozenLinear(nn.Linear):
         return FrozenProduct.apply(x, self.weight, self.bias)
 
 def speed_up(model):
-    """Let the linear layers and norms of a frozen float32 `model` use these routines, in place, on its
-    weights."""
+    """Let the linear layers and norms of a frozen float32 `model` use these routines, in place."""
     if model.dtype != torch.float32 or os.environ.get("IA2_PLAIN"):
         return
     for module in model.modules():

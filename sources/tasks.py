@@ -25,16 +25,14 @@ CONVERTED = "refs/convert/parquet"  # the hub's own conversion, where a reposito
 
 @dataclass(frozen=True)
 class Item:
-    """One row of a data set before it is worded: the text to judge and its label's number, or the answer's
-    text."""
+    """A row before it is worded: the text to judge, and its label's number or the answer's text."""
     text: str
     label: int | None = None
     answer: str | None = None
 
 @dataclass(frozen=True)
 class Hub:
-    """Where the rows are on the Hugging Face hub. `files` are path patterns by split, for the converted
-    branch."""
+    """Where rows are on the Hugging Face hub; `files` is a path pattern in the converted branch."""
     repo: str
     config: str | None = None
     train: str = "train"
@@ -68,8 +66,7 @@ class CsvRow(dict):
     """A row whose values are all text."""
 
 def field(row, name, kind=str):
-    """The field `name` of a row, checked; `kind` is a type. In CSV, numbers, truth values and lists are read
-    as such."""
+    """The field `name` of a row, of the type `kind`; in CSV, numbers, truth values and lists are read."""
     value = row.get(name) if isinstance(row, dict) else None
     if isinstance(row, CsvRow) and kind is not str and value:
         try:
@@ -85,8 +82,7 @@ def field(row, name, kind=str):
 # ---- rows -> items -----------------------------------------------------------------------------------------
 
 def classified(text_field, names, labels, limit=None):
-    """Rows with a text and a numbered label. `names[i]` is the name of label i, None for rows to leave
-    out."""
+    """Rows with a text and a numbered label; `names[i]` is that of label i, None to leave it out."""
     def read(row):
         text, i = " ".join(field(row, text_field).split()), field(row, "label", int)
         if not 0 <= i < len(names):
@@ -104,8 +100,7 @@ def with_options(question, options, label):
     return Item("\n".join([question.strip(), "Choices:", *lines]), label)
 
 def lettered(count):
-    """Multiple choice with `choices: {text, label}` and `answerKey`; rows with another count of options are
-    left out."""
+    """Multiple choice: `choices: {text, label}` and `answerKey`; other counts of options are left out."""
     def read(row):
         choices, key = field(row, "choices", dict), field(row, "answerKey")
         options, letters = field(choices, "text", list), field(choices, "label", list)
@@ -179,8 +174,7 @@ TASKS = {task.name: task for task in (
 STAND_INS = {"sst2": "movies"}  # what a task falls back to, loudly, where no hub can be reached
 
 def find_task(name):
-    """The task `name`, or the user's own in the folder `name`, which is its name. Raises UserError for
-    neither."""
+    """The task `name`, or the user's own in the folder `name`. Raises UserError for neither."""
     if name in TASKS:
         return TASKS[name]
     if Path(name).is_dir():
@@ -191,8 +185,7 @@ def find_task(name):
                     "folder with train.jsonl and test.jsonl")
 
 def check_pair(train, test):
-    """Raise UserError unless a model trained on the task `train` can be tested on `test`: same answers, other
-    texts."""
+    """Raise UserError unless a model that is trained on `train` can be tested on `test`."""
     shared = min(len(train.labels), len(test.labels))
     if bool(train.labels) != bool(test.labels) or train.labels[:shared] != test.labels[:shared] or (
             not train.labels and train.family != test.family):
@@ -241,8 +234,7 @@ def read_task(task, data_dir=None):
     return (task, items, source) if task.family != "own" else (*understand(task, rows, items, places), source)
 
 def read_lines(path):
-    """(line number, row) for each line of a .jsonl or .csv file, UTF-8. Raises UserError that names file and
-    line."""
+    """(line number, row) of a .jsonl or .csv file in UTF-8. Raises UserError with file and line."""
     line, text = 0, path.read_bytes()
     try:
         text = text.decode("utf-8-sig")
@@ -273,8 +265,7 @@ def read_lines(path):
     raise UserError(f"{path}, line {line}: {problem}")
 
 def load_hub_rows(repo, hub, **options):
-    """{"train": rows, "test": rows} through `datasets`; `repo` is the hub's name or a local folder in its
-    layout."""
+    """{"train": rows, "test": rows} through `datasets`, of a hub name or a folder in its layout."""
     from datasets import load_dataset  # slow to import, and most runs do not need it
 
     splits = {"train": hub.train, "test": hub.test}
