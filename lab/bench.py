@@ -147,11 +147,9 @@ def main():
     parser = offline.Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--model", default="auto", help="as in ia2.py (auto)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="(auto)")
-    parser.add_argument("--repeats", type=offline.count, default=3, help="times that each step is measured "
-                                                                         "(3)")
+    parser.add_argument("--repeats", type=offline.count, default=3, help="times each step is measured (3)")
     parser.add_argument("--epochs", type=offline.count, default=10, help="epochs of a measured stage (10)")
-    parser.add_argument("--queries", type=offline.count, default=60, help="queries of a measured evaluation "
-                                                                          "(60)")
+    parser.add_argument("--queries", type=offline.count, default=60, help="queries of an evaluation (60)")
     args = parser.parse_args()
     found = models.find(args.model, args.device)
     lines = measure(args, found)

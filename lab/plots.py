@@ -25,8 +25,8 @@ def set_by_set(rows, title):
     methods = [method for method in STYLE if any(row["method"] == method for row in rows)]
     for i in sorted({row["set"] for row in rows}):
         values = {row["method"]: 100 * row["accuracy"] for row in rows if row["set"] == i}
-        axis.plot([methods.index(m) for m in values], values.values(), marker="o", alpha=0.8, label="set "
-                                                                                                    f"{i}")
+        places = [methods.index(method) for method in values]
+        axis.plot(places, values.values(), marker="o", alpha=0.8, label=f"set {i}")
     means = [100 * fmean(row["accuracy"] for row in rows if row["method"] == method) for method in methods]
     axis.plot(range(len(methods)), means, "_", color="black", markersize=34, markeredgewidth=3, label="mean")
     axis.set_xticks(range(len(methods)), methods)
@@ -81,8 +81,8 @@ def loss_by_layer(before, after):
     axis.bar(layers - 0.2, before, 0.4, color=STYLE["base"][0], label=f"base: {sum(before):.3g} in all")
     axis.bar(layers + 0.2, after, 0.4, color=STYLE["ia2"][0], label=f"after IA2: {sum(after):.3g} in all")
     last = sum(before[-len(before) // 3:]) / sum(before)
-    axis.set(xlabel="layer", ylabel="mean squared difference", title="The last third of the layers holds "
-                                                                     f"{last:.0%} of the loss")
+    axis.set(xlabel="layer", ylabel="mean squared difference",
+             title=f"The last third of the layers holds {last:.0%} of the loss")
     axis.legend()
     return figure
 

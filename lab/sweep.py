@@ -156,9 +156,8 @@ def trained_settings(args, rate, method):
     return {**found, "beta": args.beta} if args.beta and method == "ia2+sft" else found
 
 def overlaps(args, model, settings, previous):
-    """How much the adapter on the model shares with those of sft and ia2, of its own set and, as a control,
-    of `previous`: {method or "<method>, other set": mean over modules}, and "chance", the share of random
-    updates."""
+    """What the adapter on the model shares with those of sft and ia2, of its own set and of `previous`:
+    {method or "<method>, other set": mean over modules}, and "chance", what random updates share."""
     found, own = {}, {name: weight for name, weight in lora.weights(model).items() if ".lora_B." in name}
     for label, other in (("{}", settings), ("{}, other set", previous)):
         for method in ("sft", "ia2"):
@@ -175,8 +174,7 @@ def main():
     parser = offline.options(__doc__.split("\n")[0], METHODS, several="+")
     add = parser.add_argument
     add("--sets", type=offline.count, metavar="K", help="random few-shot sets 0 to K - 1 (--set alone)")
-    add("--demos", choices=("own", "flipped", "foreign", "none"), default="own", help="what the teacher sees "
-                                                                                      "(own)")
+    add("--demos", choices=("own", "flipped", "foreign", "none"), default="own", help="what ICL sees (own)")
     add("--sft-on", choices=("gold", "icl"), help="responses of SFT (gold, in ia2+sft icl)")
     add("--beta", type=offline.rate, help="weight of SFT in ia2+sft (both losses equal at the start)")
     args = parser.parse_args()

@@ -140,8 +140,8 @@ def fetch_file(name, folder):
         HfApi().model_info(repository, timeout=3)
         hf_hub_download(repository, entry.file, local_dir=folder)
     except Exception:  # no network, no name server, a proxy in the way, offline mode: each has its own class
-        join_pieces(path, entry.pieces, entry.sha256, f"where the hub can be reached, {repository} has the "
-                                                      "file")
+        advice = f"where the hub can be reached, {repository} has the file"
+        join_pieces(path, entry.pieces, entry.sha256, advice)
     if sha256(path) != entry.sha256:
         path.unlink()
         raise UserError(f"the sha256 of {entry.file} from {repository} is not {entry.sha256}; do not use it, "

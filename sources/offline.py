@@ -54,10 +54,8 @@ def options(description, methods=METHODS, several=None):
     add("--lr", type=rate, nargs=several, default=3e-4, help="learning rate (3e-4)")
     add("--methods", nargs="+", choices=methods, default=METHODS, metavar="METHOD",
         help=f"of {', '.join(methods)}; base and icl are always there")
-    add("--labels", choices=("digits", "words", "remap"), help="how labels look (the task's or the model's "
-                                                               "way)")
-    add("--balanced", action=argparse.BooleanOptionalAction, help="equal label counts in sets (the model's "
-                                                                  "way)")
+    add("--labels", choices=("digits", "words", "remap"), help="how labels look (the task's or model's way)")
+    add("--balanced", action=argparse.BooleanOptionalAction, help="equal label counts (the model's way)")
     add("--test", type=count, default=200, help="test queries a task (200)")
     add("--epochs", type=count, default=50, help="epochs of a stage at most (50)")
     add("--max-tokens", type=count, help="response tokens of free-text tasks at most (200)")
@@ -168,9 +166,9 @@ def pip_download(folder, *options):
         if "DO NOT MATCH THE HASHES" in result.stderr:
             raise UserError("the sha256 of a download is not the pinned one; it may have been tampered with: "
                             "check pip's index setting, and do not use it")
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["ERROR: pip "
-                                                                                               "failed"]
-        raise UserError(f"pip could not download {options[-1]} ({errors[-1].removeprefix('ERROR: ')}); check "
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        reason = errors[-1].removeprefix("ERROR: ") if errors else "pip failed"
+        raise UserError(f"pip could not download {options[-1]} ({reason}); check "
                         "the network and pip's index setting, then run the same command again")
     return archives[0]
 
