@@ -2,19 +2,26 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 from sources import offline
 
-RUNS = (  # (hours on 2 cores by the logs, folder under results/, options of lab.sweep)
+RUNS = (  # (hours on one core by the logs, commit that made the rows, folder under results/, options of lab.sweep)
+    (0.6, "cce95d8", "smollm2-135m-movies",
+     "--dataset movies --eval movies amazon tweets --n 4 --sets 5 --lr 3e-4"),
+    (1.2, "e45dc07", "qwen2.5-coder-1.5b-sst2",  # two of five sets so far; --data-dir is a folder of local copies
+     "--model qwen2.5-coder-1.5b --dataset sst2 --eval sst2 finsen --data-dir benchmarks --n 4 --sets 5 --lr 3e-4 "
+     "--test 100"),
 )
 
 def main():
     parser = offline.Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--run", action="store_true", help="run the commands instead of printing them")
     args = parser.parse_args()
-    for hours, folder, options in RUNS:
+    for hours, commit, folder, options in RUNS:
         command = f"python -m lab.sweep {options} --out reproduced/{folder}"
-        print(f"{command}    # {hours}", flush=True)
+        rows = Path("results", folder, "results.jsonl")
+        print(f"{command}    # {hours} h, {commit}, rows {offline.sha256(rows)[:12]}", flush=True)
         if args.run:
             subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True)
 
