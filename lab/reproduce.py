@@ -9,7 +9,7 @@ from sources import offline
 RUNS = (  # (hours on one core by the logs, commit that made the rows, folder, options of lab.sweep)
     (0.6, "cce95d8", "smollm2-135m-movies",
      "--dataset movies --eval movies amazon tweets --n 4 --sets 5 --lr 3e-4"),
-    (1.2, "e45dc07", "qwen2.5-coder-1.5b-sst2",  # two of five sets so far; --data-dir is a folder of local copies
+    (1.2, "e45dc07", "qwen2.5-coder-1.5b-sst2",  # two sets so far; benchmarks: local copies
      "--model qwen2.5-coder-1.5b --dataset sst2 --eval sst2 finsen --data-dir benchmarks --n 4 --sets 5 "
      "--lr 3e-4 --test 100"),
 )
