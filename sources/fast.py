@@ -1,22 +1,23 @@
-"""The same sums by faster routines on a CPU: matrix products by oneDNN, each RMSNorm in one call.
-IA2_PLAIN=1: off.
+"""The same sums by faster routines on a CPU: products by oneDNN, each RMSNorm in one call. IA2_PLAIN=1: off.
 
-torch multiplies float32 matrices with MKL on x86, which is slow there for few rows: with 100 tokens oneDNN,
-which comes with torch too, takes two thirds of the time, for one token half of it. torch's own compiler calls
-it the same way. On other machines, on a GPU, in bfloat16 and for layers that train, everything is torch's
-own.
+torch multiplies float32 matrices with MKL, which on AMD is slow for few rows: with 100 tokens oneDNN, which
+comes with torch too, takes two thirds of the time, for one token half of it. torch's own compiler calls it
+the same way. On Intel, where MKL is the faster of the two, on other machines, on a GPU, in bfloat16 and for
+layers that train, the products are torch's own.
 """
 import functools
 import os
 import platform
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")  # x / rms(x) * weight
-HAS_ONEDNN = (platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
-              and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else platform.processor()
+PREFER_ONEDNN = HAS_ONEDNN and "AuthenticAMD" in CPU
 
 class FrozenProduct(torch.autograd.Function):
     """x W^T + b by oneDNN for a frozen W and b: the gradient goes to x alone, dL/dx = dL/dy W."""
@@ -45,7 +46,7 @@ def speed_up(model):
     if model.dtype != torch.float32 or os.environ.get("IA2_PLAIN"):
         return
     for module in model.modules():
-        if type(module) is nn.Linear and HAS_ONEDNN:
+        if type(module) is nn.Linear and PREFER_ONEDNN:
             module.__class__ = FrozenLinear
         elif type(module).__name__ in NORMS:
             module.forward = functools.partial(F.rms_norm, normalized_shape=module.weight.shape,
