@@ -125,6 +125,8 @@ def run_set(args, loaded, few_shot, previous):
         base = [ia2.evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
     for method in plain:
         ia2.record(args, settings, method, tests, base if method == "base" else icl)
+    if not plans:
+        return
     targets, dev = ia2.few_shot_targets(model, tokenizer, few_shot, train_data.max_tokens)
     losses = losses_of(args, model, targets, dev, [method for _, method in plans])
     trained = {}  # {(rate, *names of stages): (adapter, what train returned)}
