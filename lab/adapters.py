@@ -1,5 +1,4 @@
-"""Test a saved adapter, ours or PEFT's, without training: `python -m lab.adapters runs/.../ia2-sft --eval
-movies tweets`.
+"""Test a saved adapter, ours or PEFT's: `python -m lab.adapters runs/.../ia2-sft --eval movies tweets`.
 
 Model, labels and task are by default those of its training, where the folder tells them.
 """

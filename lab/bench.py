@@ -1,5 +1,4 @@
-"""Speed: each step against the plain way of doing it, in one run: `python -m lab.bench`, about 6 minutes on 2
-cores.
+"""Speed: each step against the plain way of doing it, in one run: `python -m lab.bench`, about 6 minutes.
 
 The plain way is written out below: one example at a time, straight through transformers' own model on the
 same weights, with its full vocabulary projection and without a cache. Both ways are timed in turn; seconds

@@ -29,8 +29,7 @@ def group(rows, fields):
     return groups
 
 def pick_rates(rows):
-    """Rows of each method's rate with the lowest dev loss of the true answers, its mean over the few-shot
-    sets.
+    """Rows of each method's rate with the lowest dev loss of the true answers, averaged over few-shot sets.
 
     Rates that lack some of the sets are not picked. Base and ICL have no rate and stay.
     """

@@ -25,7 +25,7 @@ from sources.offline import UserError, say
 
 STAGES = {"sft": ["sft"], "ia2": ["ia2"], "ia2-sft": ["ia2", "sft"], "sft-ia2": ["sft", "ia2"],
           "ia2+sft": ["ia2+sft"], "sft-icl": ["sft-icl"], "kd": ["kd"]}
-METHODS = ("base", "icl", *STAGES)
+METHODS = report.ORDER
 
 # ---- losses beside L_IA2 and L_SFT -------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ def run_set(args, loaded, few_shot, previous):
     def missing(method, **trained):
         plain = {"lr": None, "rank": None, "epochs": None}
         run = offline.run_name({**settings, **plain, **trained, "method": method})
-        there = {(row["run"], row["eval_dataset"], row["test_data"]) for row in offline.read_rows(file)}
+        there = set(map(offline.row_key, offline.read_rows(file)))
         return any((run, test.task.name, data.digest(test.test)) not in there for test in tests)
 
     plain = [method for method in ("base", "icl") if method in args.methods and missing(method)]

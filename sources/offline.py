@@ -8,6 +8,7 @@ import argparse
 import functools
 import hashlib
 import json
+import operator
 import os
 import re
 import shlex
@@ -231,18 +232,19 @@ def make_out(folder):
         raise UserError(f"cannot write to {folder} ({error.strerror}); give another --out") from None
     read_rows(Path(folder, "results.jsonl"))
 
-def read_rows(path):
-    """The rows of a results file, none twice; [] where there is none. A kill's half row at the end is passed
-    over.
+# What makes a result the same result: its run, and what it was tested on.
+row_key = operator.itemgetter("run", "eval_dataset", "test_data")
 
-    What makes a result the same result is its run, and what it was tested on. Raises UserError for any other
-    line that is no result.
+def read_rows(path):
+    """The rows of a results file, none twice; [] where there is none. Half a row at its end is passed over.
+
+    Raises UserError for any other line that is no result.
     """
     lines, rows = Path(path).read_bytes().split(b"\n") if Path(path).exists() else [], {}
     for i, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            rows.setdefault((row["run"], row["eval_dataset"], row["test_data"]), row)
+            rows.setdefault(row_key(row), row)
         except (ValueError, TypeError, KeyError) as error:
             if i < len(lines):
                 raise UserError(f"{path}, line {i}: this is not a result ({error!r}); remove the line, or "
@@ -258,8 +260,7 @@ def run_name(settings):
     return f"{slug}-n{settings['n']}-set{settings['set']}{speed}-{short}/{settings['method']}"
 
 def record(out, settings, training, results, save):
-    """Add a row for each result to `<out>/results.jsonl`, if it is not there yet; `save(folder)` writes the
-    adapter.
+    """Add a row for each result to `<out>/results.jsonl`, if new; `save(folder)` writes the adapter.
 
     `settings` are those of the run, `training` what its stages left, `results` settings and scores of each
     test. The file is written whole, or stays as it was.
@@ -282,8 +283,8 @@ def record(out, settings, training, results, save):
     path = Path(out, "results.jsonl")
     with FileLock(path.with_name(f".{path.name}.lock")):  # several processes can share the file
         there, partial = read_rows(path), path.with_name(f".{path.name}.partial")
-        known = {(row["run"], row["eval_dataset"], row["test_data"]) for row in there}
-        there += [row for row in rows if (run, row["eval_dataset"], row["test_data"]) not in known]
+        known = set(map(row_key, there))
+        there += [row for row in rows if row_key(row) not in known]
         try:
             partial.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in there))
             partial.replace(path)

@@ -197,8 +197,7 @@ def check_pair(train, test):
 # ---- reading -----------------------------------------------------------------------------------------------
 
 def read_task(task, data_dir=None):
-    """(task, items by part, source): from the task's own folder, `data_dir`, the bundled snippets, or the
-    hub.
+    """(task, items by part, source) from the task's own folder, `data_dir`, the bundled snippets or the hub.
 
     Raises UserError that names the place of a bad row, NoHub where there is no way to the rows.
     """
