@@ -274,8 +274,9 @@ def prepare(args):
     lora.reset(model)
     say(f"{sum(map(torch.numel, weights)):,} weights are trained; adapter off equals base: {same}")
     balanced = train_data.label_style and (entry.balanced if args.balanced is None else args.balanced)
-    settings = {"model": found.name, "model_hash": found.fingerprint, "balanced": bool(balanced)}
-    return train_data, tests, tokenizer, model, {**settings, "demos": "own"}
+    settings = {"model": found.name, "model_hash": found.fingerprint, "dtype": str(model.dtype)[6:],
+                "balanced": bool(balanced), "demos": "own"}
+    return train_data, tests, tokenizer, model, settings
 
 
 def record(args, settings, method, tests, evaluations, stages=(), model=None, dev=(), **extra):

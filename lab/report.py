@@ -13,7 +13,7 @@ from sources import offline
 from sources.offline import UserError, grid
 
 ORDER = ("base", "icl", "sft", "ia2", "ia2-sft", "sft-ia2", "ia2+sft", "sft-icl", "kd")
-COMMON = ("model", "model_hash", "dataset", "source", "pool_data", "prompt", "labels", "balanced",
+COMMON = ("model", "model_hash", "dtype", "dataset", "source", "pool_data", "prompt", "labels", "balanced",
           "max_tokens", "seed", "demos", "n", "versions")
 TESTED = ("eval_dataset", "eval_source", "test", "test_data")
 TRAINED = ("rank", "epochs", "sft_on", "beta")
@@ -91,7 +91,7 @@ def heading(row):
         else "free text"
     return (f"{row['dataset']} -> {test}, n = {row['n']}, {row['model']}\n\n{row['test']} test queries "
             f"({row['eval_source']}); {kind}{demos}; seed {row['seed']}; data {row['pool_data'][:6]}, "
-            f"queries {row['test_data'][:6]}, weights {row['model_hash'][-6:]}, "
+            f"queries {row['test_data'][:6]}, weights {row['model_hash'][-6:]} in {row['dtype']}, "
             f"{', '.join(' '.join(pair) for pair in row['versions'].items())}")
 
 def tables(rows):

