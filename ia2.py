@@ -168,7 +168,7 @@ def train(model, loss, targets, dev, lr, epochs=50, name="", seed="0", size=4, p
 
 # ---- 5. evaluation -----------------------------------------------------------------------------------------
 
-BLOCK = 16           # queries that share one order of the demos
+BLOCK = 16           # queries that share one order of the demos, encoded once
 COMPARED = (200, 8)  # queries whose activations are compared: of label tasks, of free text (G times larger)
 
 
@@ -182,14 +182,15 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model, tokenizer, test, few_shot=None, icl=None, batch_size=BLOCK):
+def evaluate(model, tokenizer, test, few_shot=None, icl=None, batch_size=8):
     """Answer the held-out queries of `test`, a data.Data, with the demos of `few_shot` (ICL) or without.
 
     With `icl`, ICL's Evaluation of the same queries, the scores hold `asim` to its activations (the mean, and
-    by layer) and `agreement`, the share of queries with its answer.
+    by layer) and `agreement`, the share of queries with its answer. In label tasks `batch_size` queries of
+    similar length run together; texts are written a block at a time.
     """
-    answer = answer_labels if test.label_tokens else answer_texts
-    found = answer(model, tokenizer, test, few_shot, icl, batch_size)
+    found = answer_labels(model, tokenizer, test, few_shot, batch_size) if test.label_tokens else \
+        answer_texts(model, tokenizer, test, few_shot, icl)
     reference = icl or (found if few_shot else None)
     if reference:
         pairs = zip(found.activations, reference.activations)
@@ -200,12 +201,11 @@ def evaluate(model, tokenizer, test, few_shot=None, icl=None, batch_size=BLOCK):
     return found
 
 
-def answer_labels(model, tokenizer, test, few_shot, icl, batch_size):
+def answer_labels(model, tokenizer, test, few_shot, batch_size):
     """The next token after each query, its probability and the labels'; the activations with it."""
     readings, labels = {}, test.label_tokens
-    for batch, prompts in query_batches(model, tokenizer, test, few_shot, batch_size):
-        demos, prompts = models.share_demos(model, prompts) if few_shot else (None, prompts)
-        for i, (A, logits) in zip(batch, forward(model, prompts, [[0]] * len(batch), demos)):          # G = 1
+    for batch, _, rests, demos in query_batches(model, tokenizer, test, few_shot, batch_size):
+        for i, (A, logits) in zip(batch, forward(model, rests, [[0]] * len(batch), demos)):            # G = 1
             probabilities = logits[0].float().softmax(-1)                                                # (V)
             confidence, token = probabilities.max(-1)
             readings[i] = (token.item(), confidence.item(), logits[0, labels].tolist(),
@@ -215,11 +215,10 @@ def answer_labels(model, tokenizer, test, few_shot, icl, batch_size):
     return Evaluation(scores, list(tokens), [[token] for token in tokens], activations[:COMPARED[0]])
 
 
-def answer_texts(model, tokenizer, test, few_shot, icl, batch_size):
+def answer_texts(model, tokenizer, test, few_shot, icl):
     """Greedy answers up to a blank line, parsed and compared; activations in passes of their own."""
     task, prompts, found = test.task, {}, {}
-    for batch, whole in query_batches(model, tokenizer, test, few_shot, batch_size):
-        demos, rests = models.share_demos(model, whole) if few_shot else (None, whole)
+    for batch, whole, rests, demos in query_batches(model, tokenizer, test, few_shot, BLOCK):
         prompts.update(zip(batch, whole))
         tokens = models.generate(model, tokenizer, rests, test.max_tokens, demos, data.BLANK_LINE)
         found.update(zip(batch, tokens))
@@ -232,17 +231,23 @@ def answer_texts(model, tokenizer, test, few_shot, icl, batch_size):
     return Evaluation({"accuracy": sum(right) / len(right)}, answers, responses, activations)
 
 
-def query_batches(model, tokenizer, test, few_shot, batch_size):
-    """(numbers of queries, prompts) that run together: without demos those of similar length, with demos
-    those of one block of the given order, which share an order of the demos whatever the batch size."""
+def query_batches(model, tokenizer, test, few_shot, size):
+    """Yields what runs together: (numbers of queries of similar length, prompts, the rests of the prompts
+    behind the demos, the demos' cache).
+
+    With demos a block is cut from the given order, so that a query's demos do not depend on the batch size.
+    """
     queries = [example.query for example in test.test]
-    order = range(len(queries)) if few_shot else sorted(range(len(queries)), key=lambda i: len(queries[i]))
+    by_length = sorted(range(len(queries)), key=lambda i: len(queries[i]))
+    order = range(len(queries)) if few_shot else by_length
     for k in tqdm(range(math.ceil(len(queries) / BLOCK)), unit="block", leave=False, disable=None):
-        demos, block = data.icl_demos(few_shot, k) if few_shot else [], order[k * BLOCK:(k + 1) * BLOCK]
-        for batch in (block[i:i + batch_size] for i in range(0, len(block), batch_size)):
-            prompts = [data.prompt_tokens(tokenizer, demos, queries[i]) for i in batch]
-            models.check_length(model, max(prompts, key=len), test.max_tokens)
-            yield batch, prompts
+        block = sorted(order[k * BLOCK:(k + 1) * BLOCK], key=by_length.index)
+        demos = data.icl_demos(few_shot, k) if few_shot else []
+        prompts = [data.prompt_tokens(tokenizer, demos, queries[i]) for i in block]
+        models.check_length(model, max(prompts, key=len), test.max_tokens)
+        cache, rests = models.share_demos(model, prompts) if few_shot else (None, prompts)
+        for i in range(0, len(block), size):
+            yield block[i:i + size], prompts[i:i + size], rests[i:i + size], cache
 
 
 # ---- 6. the experiment -------------------------------------------------------------------------------------

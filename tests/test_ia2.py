@@ -346,6 +346,16 @@ def test_figures_do_not_depend_on_the_batch_size(tokenizer, movies, few_shot):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+def test_demos_are_encoded_once_for_each_block_of_queries(tokenizer, movies, few_shot):
+    model, sizes = tiny(vocabulary=49152), []
+    demos = len(data.prompt_tokens(tokenizer, few_shot.train, ""))
+    model.get_decoder().register_forward_pre_hook(lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape), with_kwargs=True)
+    ia2.evaluate(model, tokenizer, movies, few_shot, batch_size=4)
+    blocks = -(-len(movies.test) // ia2.BLOCK)
+    assert sum(rows == 1 and abs(width - demos) < 8 for rows, width in sizes) == blocks
+    assert sum(rows for rows, _ in sizes) == blocks + len(movies.test)
+
+
 def test_the_order_of_the_demos_changes_from_block_to_block(few_shot):
     orders = [tuple(few_shot.train.index(demo) for demo in data.icl_demos(few_shot, k)) for k in range(12)]
     assert len(set(orders)) > 4 and all(sorted(order) == [0, 1, 2, 3] for order in orders)

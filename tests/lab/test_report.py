@@ -11,7 +11,7 @@ import lora
 from lab import adapters, bench, plots, report, reproduce, sweep
 from sources import offline
 
-BASE = dict(model="m", model_hash="sha256:abcdef", dataset="d", source="s", pool_data="p" * 16, prompt="{text}", labels="words",
+BASE = dict(model="m", model_hash="sha256:abcdef", dtype="float32", dataset="d", source="s", pool_data="p" * 16, prompt="{text}", labels="words",
             balanced=False, max_tokens=1, seed=0, demos="own", n=4, versions={"torch": "2"}, eval_dataset="d", eval_source="s", test=10,
             test_data="t" * 16, ece=0.1, ece_floor=0.05, ece_floor_sd=0.01, asim=0.5, accuracy_among_labels=0.5, label_mass=0.9)
 
@@ -32,7 +32,7 @@ def test_means_and_intervals_are_over_few_shot_sets():
 
 @pytest.mark.parametrize("change", [
     {"rank": 3}, {"seed": 1}, {"test": 20, "test_data": "u" * 16}, {"pool_data": "q" * 16}, {"epochs": 10}, {"labels": "digits"},
-    {"balanced": True}, {"source": "folder:d"}, {"model_hash": "sha256:fedcba"}, {"sft_on": "icl"}, {"beta": 2.0}, {"demos": "flipped"},
+    {"balanced": True}, {"source": "folder:d"}, {"model_hash": "sha256:fedcba"}, {"dtype": "bfloat16"}, {"sft_on": "icl"}, {"beta": 2.0}, {"demos": "flipped"},
     {"n": 8}, {"versions": {"torch": "3"}}, {"test_data": "v" * 16}, {"prompt": "Text:{text}"}, {"dataset": "e"}, {"max_tokens": 5}, {"lr": 3e-4}])
 def test_rows_that_differ_in_anything_but_the_set_are_never_averaged(change):
     text = report.tables([row("sft", 0, 0.4), row("sft", 1, 0.9, **change)])
