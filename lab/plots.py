@@ -31,7 +31,7 @@ def set_by_set(rows, title):
     axis.plot(range(len(methods)), means, "_", color="black", markersize=34, markeredgewidth=3, label="mean")
     axis.set_xticks(range(len(methods)), methods)
     axis.set(ylabel="accuracy %, top-1", ylim=(-2, 102), title=title)
-    axis.legend(ncols=3, fontsize="small", loc="lower right")
+    axis.legend(ncols=3, fontsize="small", loc="lower right", markerscale=0.6, columnspacing=1.2)
     return figure
 
 def asim_by_layer(layers, title="Similarity of activations to ICL's, by layer"):

@@ -91,7 +91,7 @@ def heading(row):
         else "free text"
     return (f"{row['dataset']} -> {test}, n = {row['n']}, {row['model']}\n\n{row['test']} test queries "
             f"({row['eval_source']}); {kind}{demos}; seed {row['seed']}; data {row['pool_data'][:6]}, "
-            f"queries {row['test_data'][:6]}, weights {row['model_hash'][-6:]} in {row['dtype']}, "
+            f"queries {row['test_data'][:6]}, weights {row['model_hash'][-6:]} in {row.get('dtype', '?')}, "
             f"{', '.join(' '.join(pair) for pair in row['versions'].items())}")
 
 def tables(rows):
