@@ -13,6 +13,8 @@ import lora
 from sources import models, offline, tasks
 from sources.offline import UserError
 
+TRAINING = ("--dataset", "--n", "--set", "--lr", "--methods", "--balanced", "--epochs", "--rank", "--out")
+
 def read_settings(folder):
     """(settings of the training as far as known, name of the model) of the adapter in `folder`."""
     settings, config = {}, {}
@@ -26,7 +28,7 @@ def read_settings(folder):
     return settings, settings.get("model") or known
 
 def main():
-    parser = offline.options(__doc__.split("\n")[0])
+    parser = offline.options(__doc__.split("\n")[0], leave_out=TRAINING)
     parser.add_argument("folder", help="the adapter's folder")
     args = parser.parse_args()
     settings, name = read_settings(args.folder)

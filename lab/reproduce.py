@@ -7,11 +7,15 @@ from pathlib import Path
 from sources import offline
 
 RUNS = (  # (hours on one core by the logs, commit that made the rows, folder, options of lab.sweep)
-    (0.6, "cce95d8", "smollm2-135m-movies",
-     "--dataset movies --eval movies amazon tweets --n 4 --sets 5 --lr 3e-4"),
-    (1.2, "e45dc07", "qwen2.5-coder-1.5b-sst2",  # two sets so far; benchmarks: local copies
+    (0.99, "6643878", "qwen2.5-coder-1.5b-sst2",  # benchmarks: local copies, not needed with the hub
      "--model qwen2.5-coder-1.5b --dataset sst2 --eval sst2 finsen --data-dir benchmarks --n 4 --sets 5 "
      "--lr 3e-4 --test 100"),
+    (0.93, "6643878", "qwen2.5-coder-1.5b-movies",
+     "--model qwen2.5-coder-1.5b --dataset movies --eval movies amazon --n 4 --sets 5 --lr 3e-4 --test 100"),
+    (0.35, "187f037", "qwen2.5-coder-0.5b-movies",
+     "--model qwen2.5-coder-0.5b --dataset movies --eval movies amazon --n 4 --sets 5 --lr 3e-4 --test 100"),
+    (0.6, "187f037", "smollm2-135m-movies",
+     "--dataset movies --eval movies amazon tweets --n 4 --sets 5 --lr 3e-4"),
 )
 
 def main():

@@ -42,10 +42,14 @@ class Parser(argparse.ArgumentParser):
         say(f"error: {message}")
         sys.exit(2)
 
-def options(description, methods=METHODS, several=None):
+def options(description, methods=METHODS, several=None, leave_out=()):
     """The options of a run; with `several` = "+", --n and --lr take more than one value (lab.sweep)."""
     parser = Parser(description=description, allow_abbrev=False)
-    add = parser.add_argument
+
+    def add(name, **details):
+        if name not in leave_out:
+            parser.add_argument(name, **details)
+
     add("--dataset", default="sst2", help="a task's name, or a folder with train.jsonl and test.jsonl (sst2)")
     add("--eval", nargs="+", metavar="NAME", help="tasks to test on (the training task)")
     add("--n", type=count, nargs=several, default=4, help="few-shot examples (4)")

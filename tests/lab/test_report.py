@@ -100,10 +100,19 @@ def test_pictures_show_base_and_hide_nothing():
 # ---- saved adapters -----------------------------------------------------------------------------------------------------
 
 
+QUICK = ("--test", "6")
+
+
+@pytest.mark.parametrize("option", adapters.TRAINING)
+def test_options_of_training_are_not_taken_where_nothing_is_trained(option, call, tmp_path):
+    code, _, err, _ = call(tmp_path, option, "1", main=adapters.main, quick=QUICK)
+    assert code == 2 and "unrecognized arguments" in err and option in err
+
+
 def test_a_saved_adapter_is_tested_with_the_settings_of_its_training(call, tmp_path):
     rows = call("--labels", "words", "--eval", "sst2", "poems")[3]
     trained = next(row for row in rows if row["method"] == "ia2-sft" and row["eval_dataset"] == "poems")
-    code, out, err, _ = call(tmp_path / "out" / trained["run"], "--eval", "poems", main=adapters.main, quick=("--test", "6"))
+    code, out, err, _ = call(tmp_path / "out" / trained["run"], "--eval", "poems", main=adapters.main, quick=QUICK)
     assert code == 0, err
     line = next(line for line in out.splitlines() if line.startswith("| adapter"))
     assert f"{100 * trained['accuracy']:.1f}" in line and f"{trained['ece']:.3f}" in line and "| base " in out
@@ -111,12 +120,12 @@ def test_a_saved_adapter_is_tested_with_the_settings_of_its_training(call, tmp_p
 
 def test_pefts_own_adapters_are_tested_too_and_what_is_missing_is_said(call, place, tmp_path):
     peft_folder(tmp_path / "theirs", tiny(vocabulary=49152))
-    code, out, err, _ = call(tmp_path / "theirs", "--eval", "sst2", main=adapters.main)
+    code, out, err, _ = call(tmp_path / "theirs", "--eval", "sst2", main=adapters.main, quick=QUICK)
     assert code == 0 and "| adapter " in out, err
     for words, message in (((tmp_path / "theirs",), "does not say its task; give one with --eval"),
                            ((tmp_path,), "is not an adapter folder: adapter_config.json is missing"),
                            ((tmp_path / "theirs", "--eval", "sst2", "agnews"), "cannot be tested on agnews")):
-        code, out, err, _ = call(*words, main=adapters.main)
+        code, out, err, _ = call(*words, main=adapters.main, quick=QUICK)
         assert code == 2 and message in err and not out
 
 
@@ -124,10 +133,10 @@ def test_an_adapter_is_not_tested_on_other_weights(call, place, tmp_path, tokeni
     run = next(row["run"] for row in call()[3] if row["method"] == "sft")
     tiny(vocabulary=49152, rms_norm_eps=1e-3, hidden_size=64).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    code, _, err, _ = call(tmp_path / "out" / run, "--model", tmp_path / "other", main=adapters.main)
+    code, _, err, _ = call(tmp_path / "out" / run, "--model", tmp_path / "other", main=adapters.main, quick=QUICK)
     assert code == 2 and "with other weights than those of" in err
     (tmp_path / "out" / run / "training.json").unlink()
-    code, _, err, _ = call(tmp_path / "out" / run, "--model", tmp_path / "other", "--eval", "sst2", main=adapters.main)
+    code, _, err, _ = call(tmp_path / "out" / run, "--model", tmp_path / "other", "--eval", "sst2", main=adapters.main, quick=QUICK)
     assert code == 2 and "does not fit" in err
 
 
