@@ -12,9 +12,9 @@ RUNS = (  # (hours on one core by the logs, commit that made the rows, folder, o
      "--lr 3e-4 --test 100"),
     (0.93, "6643878", "qwen2.5-coder-1.5b-movies",
      "--model qwen2.5-coder-1.5b --dataset movies --eval movies amazon --n 4 --sets 5 --lr 3e-4 --test 100"),
-    (0.3, "187f037", "qwen2.5-coder-0.5b-movies",
+    (0.29, "187f037", "qwen2.5-coder-0.5b-movies",
      "--model qwen2.5-coder-0.5b --dataset movies --eval movies amazon --n 4 --sets 5 --lr 3e-4 --test 100"),
-    (0.6, "187f037", "smollm2-135m-movies",
+    (0.46, "187f037", "smollm2-135m-movies",
      "--dataset movies --eval movies amazon tweets --n 4 --sets 5 --lr 3e-4"),
 )
 
