@@ -232,16 +232,15 @@ def answer_texts(model, tokenizer, test, few_shot, icl):
 
 
 def query_batches(model, tokenizer, test, few_shot, size):
-    """Yields what runs together: (numbers of queries of similar length, prompts, the rests of the prompts
+    """Yield what runs together: (numbers of queries of similar length, prompts, the rests of the prompts
     behind the demos, the demos' cache).
 
     With demos a block is cut from the given order, so that a query's demos do not depend on the batch size.
     """
     queries = [example.query for example in test.test]
-    by_length = sorted(range(len(queries)), key=lambda i: len(queries[i]))
-    order = range(len(queries)) if few_shot else by_length
+    order = range(len(queries)) if few_shot else sorted(range(len(queries)), key=lambda i: len(queries[i]))
     for k in tqdm(range(math.ceil(len(queries) / BLOCK)), unit="block", leave=False, disable=None):
-        block = sorted(order[k * BLOCK:(k + 1) * BLOCK], key=by_length.index)
+        block = sorted(order[k * BLOCK:(k + 1) * BLOCK], key=lambda i: len(queries[i]))
         demos = data.icl_demos(few_shot, k) if few_shot else []
         prompts = [data.prompt_tokens(tokenizer, demos, queries[i]) for i in block]
         models.check_length(model, max(prompts, key=len), test.max_tokens)

@@ -1,6 +1,6 @@
-"""What makes a CPU faster: products by oneDNN, each RMSNorm in one call, bfloat16, memory used again.
+"""What makes a CPU faster: products by oneDNN, each RMSNorm in one call, memory used again, bfloat16.
 
-IA2_PLAIN=1 turns off what works on any model.
+IA2_PLAIN=1 turns all but bfloat16 off.
 
 torch multiplies float32 matrices with MKL, which on AMD is slow for few rows: with 100 tokens oneDNN, which
 comes with torch too, takes two thirds of the time, for one token half of it. torch's own compiler calls it
@@ -29,14 +29,6 @@ def best_dtype(device):
     """bfloat16 where its products are fast, on a GPU or a CPU with AMX, else float32."""
     return torch.bfloat16 if device.type == "cuda" or "amx_bf16" in CPU else torch.float32
 
-def reuse_memory():
-    """Let glibc keep memory that is freed: else it returns each large tensor to the system and gets it back,
-    page by page and zeroed, for the next one. Other C libraries stay as they are."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
 class FrozenProduct(torch.autograd.Function):
     """x W^T + b by oneDNN for a frozen W and b: the gradient goes to x alone, dL/dx = dL/dy W."""
 
@@ -60,10 +52,12 @@ class FrozenLinear(nn.Linear):
         return FrozenProduct.apply(x, self.weight, self.bias)
 
 def speed_up(model):
-    """Let the linear layers and norms of a frozen float32 `model` use these routines, in place."""
+    """Keep freed memory, and let a frozen float32 `model` use these routines, in place."""
     if os.environ.get("IA2_PLAIN"):
         return
-    reuse_memory()
+    if platform.libc_ver()[0] == "glibc":  # which else gives a large tensor's memory back, and gets it zeroed
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**30)
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     if model.dtype != torch.float32:
         return
     for module in model.modules():
