@@ -104,8 +104,8 @@ def place(tmp_path_factory, tokenizer):
 def call(place, tmp_path, capsys, monkeypatch):
     """call(*options, main=ia2.main) runs a command on the tiny model: (exit code, stdout, stderr, rows)."""
     def run(*options, main=ia2.main, out="out", quick=("--epochs", "2", "--test", "6")):
-        words = ["--data-dir", place / "bench", "--model", place / "tiny", *quick, *options]
-        words += [] if main is adapters.main else ["--out", tmp_path / out]
+        where = [] if main is adapters.main else ["--out", tmp_path / out]
+        words = ["--data-dir", place / "bench", "--model", place / "tiny", *where, *quick, *options]
         monkeypatch.setattr("sys.argv", ["ia2.py", *map(str, words)])
         try:
             code = offline.run_main(main, lora.LoRAError)

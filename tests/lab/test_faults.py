@@ -170,7 +170,7 @@ def test_two_processes_on_one_folder_share_it(child, tmp_path):
     processes = [subprocess.Popen([*child.command, "--sets", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                   env=environment, cwd=ROOT) for _ in range(2)]
     outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-2000:] for _, error in outputs)
     rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 10 == len({(row["run"], row["eval_dataset"]) for row in rows})
     folders = {tmp_path / "out" / row["run"] for row in rows if row["lr"]}
