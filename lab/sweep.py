@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from safetensors.torch import load_file
 
 import data
@@ -165,8 +166,9 @@ def overlaps(args, model, settings, previous):
         for method in ("sft", "ia2"):
             run = other and offline.run_name({**other, "method": method})
             file = run and Path(args.out, run, "adapter_model.safetensors")
-            if file and file.exists():
-                theirs = load_file(file)
+            with FileLock(Path(args.out, offline.LOCK)):
+                theirs = load_file(file) if file and file.exists() else None
+            if theirs:
                 shares = [metrics.subspace_overlap(weight.detach().cpu(), theirs[lora.PREFIX + name])
                           for name, weight in own.items()]
                 found[label.format(method)] = round(sum(shares) / len(shares), 5)

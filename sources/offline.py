@@ -236,6 +236,8 @@ def make_out(folder):
         raise UserError(f"cannot write to {folder} ({error.strerror}); give another --out") from None
     read_rows(Path(folder, "results.jsonl"))
 
+LOCK = ".results.jsonl.lock"  # of a folder that processes share: one may replace what another reads
+
 # What makes a result the same result: its run, and what it was tested on.
 row_key = operator.itemgetter("run", "eval_dataset", "test_data")
 
@@ -274,7 +276,7 @@ def record(out, settings, training, results, save):
     start = ["-m", module.name] if module else [Path(sys.argv[0]).name]
     command = shlex.join(["python", *start, *sys.argv[1:]])
     if training:
-        with new_folder(Path(out, run)) as folder:
+        with FileLock(Path(out, LOCK)), new_folder(Path(out, run)) as folder:
             save(folder)
             (folder / "training.json").write_text(json.dumps({**settings, **training}) + "\n")
         stages = [{key: value for key, value in stage.items() if key != "history"}  # stays with the adapter
@@ -285,7 +287,7 @@ def record(out, settings, training, results, save):
     rows = [{**settings, **result, **short, "run": run, "command": command,
              "versions": {name: version(name) for name in ("torch", "transformers")}} for result in results]
     path = Path(out, "results.jsonl")
-    with FileLock(path.with_name(f".{path.name}.lock")):  # several processes can share the file
+    with FileLock(Path(out, LOCK)):
         there, partial = read_rows(path), path.with_name(f".{path.name}.partial")
         known = set(map(row_key, there))
         there += [row for row in rows if row_key(row) not in known]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
+from filelock import FileLock, Timeout
 
 import data
 import ia2
@@ -98,6 +99,26 @@ def test_a_sweep_killed_three_times_ends_as_if_never_killed(run, place, tmp_path
         for name, value in row.items():
             assert value == (pytest.approx(expected[key][name], abs=1e-4) if isinstance(value, float) else expected[key][name]) \
                 or isinstance(value, list), (key, name)
+
+
+def test_adapters_are_written_and_read_under_the_lock_of_their_folder(run, tmp_path, monkeypatch):
+    """So no process reads an adapter that another is replacing."""
+    seen = set()
+
+    def watch(module, name):
+        original = getattr(module, name)
+
+        def held(*args, **kwargs):
+            with pytest.raises(Timeout), FileLock(tmp_path / "out" / ".results.jsonl.lock", timeout=0):
+                pass
+            seen.add(name)
+            return original(*args, **kwargs)
+        monkeypatch.setattr(module, name, held)
+
+    watch(lora, "save")
+    watch(sweep, "load_file")
+    run("--sets", "1")
+    assert seen == {"save", "load_file"}
 
 
 def test_half_a_row_is_removed_and_a_whole_one_without_its_newline_is_kept(run, tmp_path):
