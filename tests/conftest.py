@@ -1,4 +1,4 @@
-"""Shared fixtures: the bundled model and data (fetched once into the cache), and tiny random models of many families."""
+"""Shared fixtures: the bundled model and data, fetched once into the cache, and tiny random models."""
 import os
 from argparse import Namespace
 
@@ -19,11 +19,13 @@ FAMILIES = {  # transformers' name: what it has that others lack
     "Llama": dict(tie_word_embeddings=True),
     "Qwen2": dict(),                                                        # biases on queries and keys
     "Mistral": dict(sliding_window=8),                                      # every layer slides
-    "Gemma2": dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8, final_logit_softcapping=2.0),  # a norm after attention
+    "Gemma2": dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8,
+                   final_logit_softcapping=2.0),  # a norm after attention
     "Gemma3Text": dict(head_dim=8, sliding_window=8, query_pre_attn_scalar=8,
                        layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
     "Olmo2": dict(),                                                        # norms after attention
-    "Granite": dict(residual_multiplier=0.5, attention_multiplier=0.3, logits_scaling=4.0, embedding_multiplier=2.0),
+    "Granite": dict(residual_multiplier=0.5, attention_multiplier=0.3, logits_scaling=4.0,
+                    embedding_multiplier=2.0),
 }
 ARGS = Namespace(data_dir=None, seed=0, test=200, max_tokens=None)
 
@@ -33,8 +35,9 @@ def tiny(family="Qwen3", dtype=torch.float32, vocabulary=500, **settings):
     torch.manual_seed(0)
     name = family.removesuffix("Text")
     config = getattr(transformers, f"{family}Config" if family != "Gemma3Text" else "Gemma3TextConfig")(**{
-        **dict(vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-               num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.3,
+        **dict(vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+               num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+               tie_word_embeddings=False, initializer_range=0.3,
                bos_token_id=1, eos_token_id=2, pad_token_id=0), **FAMILIES[family], **settings})
     model = getattr(transformers, f"{name}ForCausalLM")(config)
     return model.to(dtype).eval().requires_grad_(False)
@@ -87,7 +90,7 @@ def random_prompts(lengths, seed=0):
     return [torch.randint(3, 500, (length,), generator=generator).tolist() for length in lengths]
 
 
-# ---- the command line on a tiny model -----------------------------------------------------------------------------
+# ---- the command line on a tiny model ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -112,5 +115,6 @@ def call(place, tmp_path, capsys, monkeypatch):
         except SystemExit as end:
             code = end.code
         found = capsys.readouterr()
-        return code, found.out, found.err, offline.read_rows(tmp_path / out / "results.jsonl") if code == 0 else []
+        rows = offline.read_rows(tmp_path / out / "results.jsonl") if code == 0 else []
+        return code, found.out, found.err, rows
     return run

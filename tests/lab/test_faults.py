@@ -1,4 +1,4 @@
-"""pytest tests/lab/test_faults.py: wrong input, full disks, read-only folders, processes that share: for real."""
+"""pytest tests/lab/test_faults.py: wrong input, full disks, read-only folders, shared ones: for real."""
 import ctypes
 import json
 import os
@@ -68,7 +68,7 @@ CASES = [  # the options of a command, and what its one line on stderr says
 
 
 def write(path, *rows):
-    """train.jsonl and test.jsonl of a folder, the last third for the test: rows as JSON, or bytes as they are."""
+    """train.jsonl and test.jsonl of a folder, the last third for the test: rows as JSON, bytes as given."""
     path.mkdir(parents=True)
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows]
     for part, some in (("train", lines[:-len(lines) // 3]), ("test", lines[-len(lines) // 3:])):
@@ -82,13 +82,16 @@ def traps(place, tokenizer):
     write(path / "latin" / "sst2", good, "{\"sentence\": \"café\", \"label\": 0}\n".encode("latin-1"), good)
     write(path / "torn" / "sst2", good, b'{"sentence": "a fine\n', good)
     write(path / "fieldless" / "sst2", {"text": "a fine film", "label": 1}, good)
-    write(path / "alike", *({"query": f"{k}", "response": ("New York", "New Delhi")[k % 2]} for k in range(9)))
-    write(path / "long", *({"query": f"{k} " + "very long text " * 150, "response": ("yes", "no")[k % 2]} for k in range(12)))
+    write(path / "alike", *({"query": f"{k}", "response": ("New York", "New Delhi")[k % 2]}
+                            for k in range(9)))
+    write(path / "long", *({"query": f"{k} " + "very long text " * 150, "response": ("yes", "no")[k % 2]}
+                           for k in range(12)))
     (path / "empty").mkdir()
     (path / "a_file").write_text("x")
     (path / "torn_results").mkdir()
     (path / "torn_results" / "results.jsonl").write_text("nonsense\n")
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=49152)).save_pretrained(path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2,
+                               vocab_size=49152)).save_pretrained(path / "gpt2")
     for name in ("pickled", "endless"):
         tiny(vocabulary=49152).save_pretrained(path / name)
     for name in ("gpt2", "pickled", "endless"):
@@ -108,7 +111,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(options, message, call, traps):
     assert message in lines[0] and lines[0].startswith("error: ")
 
 
-# ---- child processes that meet a fault ------------------------------------------------------------------------------
+# ---- child processes that meet a fault ---------------------------------------------------------------------
 
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
 
@@ -127,12 +130,14 @@ def small_files(limit):
 @pytest.fixture
 def child(place, tmp_path):
     """child(*options) runs a small sweep in a process of its own; child.command is its command."""
-    command = [*map(str, (sys.executable, "-m", "lab.sweep", "--dataset", "sst2", "--data-dir", place / "bench", "--model", place / "tiny",
+    command = [*map(str, (sys.executable, "-m", "lab.sweep", "--dataset", "sst2", "--data-dir",
+                          place / "bench", "--model", place / "tiny",
                           "--epochs", "2", "--test", "4", "--out", tmp_path / "out"))]
 
     def run(*options, before=None, cache=None):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"IA2_CACHE": str(cache)} if cache else {})}
-        return subprocess.run([*command, *options], capture_output=True, text=True, preexec_fn=before, env=environment, cwd=ROOT)
+        return subprocess.run([*command, *options], capture_output=True, text=True, preexec_fn=before,
+                              env=environment, cwd=ROOT)
     run.command = command
     return run
 
@@ -152,7 +157,8 @@ def test_a_full_disk_is_reported_and_loses_nothing(limit, child, tmp_path):
     file = tmp_path / "out" / "results.jsonl"
     kept = file.read_text() if file.exists() else ""
     assert not kept or kept.endswith("\n")
-    assert not list((tmp_path / "out").glob("**/.partial*")) and not list((tmp_path / "out").glob(".results*partial"))
+    assert not list((tmp_path / "out").glob("**/.partial*"))
+    assert not list((tmp_path / "out").glob(".results*partial"))
     assert child().returncode == 0
     assert file.read_text().startswith(kept) and len(offline.read_rows(file)) == 5
 
@@ -167,16 +173,19 @@ def test_a_disk_that_fills_while_the_model_is_prepared(child, tmp_path):
 def test_two_processes_on_one_folder_share_it(child, tmp_path):
     """Both end well, with every row once and every adapter whole."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen([*child.command, "--sets", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    processes = [subprocess.Popen([*child.command, "--sets", "2"], stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True,
                                   env=environment, cwd=ROOT) for _ in range(2)]
     outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-2000:] for _, error in outputs)
+    errors = "\n".join(error[-2000:] for _, error in outputs)
+    assert [process.returncode for process in processes] == [0, 0], errors
     rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 10 == len({(row["run"], row["eval_dataset"]) for row in rows})
     folders = {tmp_path / "out" / row["run"] for row in rows if row["lr"]}
     assert len(folders) == 6
     for folder in folders:
-        assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "training.json"}
+        assert {path.name for path in folder.iterdir()} == {
+            "adapter_config.json", "adapter_model.safetensors", "training.json"}
 
 
 def test_folders_that_cannot_be_written_are_named(child, tmp_path):

@@ -1,4 +1,4 @@
-"""pytest tests/lab/test_sweep.py: many runs on a tiny model: what is shared, what resumes, what the teacher sees."""
+"""pytest tests/lab/test_sweep.py: many runs on a tiny model: what they share, how they resume, teachers."""
 import os
 import random
 import signal
@@ -26,7 +26,8 @@ ALL = ("--methods", *sweep.METHODS)
 def figures(rows):
     """{what a row is about: its figures without times}; no row twice."""
     drop = ("seconds", "stages", "command", "overlap")
-    named = {(row["run"], row["eval_dataset"]): {key: value for key, value in row.items() if key not in drop} for row in rows}
+    named = {(row["run"], row["eval_dataset"]): {key: value for key, value in row.items() if key not in drop}
+             for row in rows}
     assert len(named) == len(rows)
     return named
 
@@ -82,12 +83,14 @@ def test_job_arrays_add_up_to_the_sweep(run):
 
 def test_a_sweep_killed_three_times_ends_as_if_never_killed(run, place, tmp_path):
     expected = figures(run(*SWEEP, out="whole")[2])
-    command = [sys.executable, "-m", "lab.sweep", "--data-dir", place / "bench", "--model", place / "tiny", "--out", tmp_path / "killed",
+    command = [sys.executable, "-m", "lab.sweep", "--data-dir", place / "bench", "--model", place / "tiny",
+               "--out", tmp_path / "killed",
                "--epochs", 2, "--test", 6, *SWEEP]
     rng, file = random.Random(os.urandom(4)), tmp_path / "killed" / "results.jsonl"
     for _ in range(3):
         before = file.stat().st_size if file.exists() else 0
-        process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+        process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   cwd=ROOT)
         while process.poll() is None and (file.stat().st_size if file.exists() else 0) == before:
             time.sleep(0.02)   # until it has done something, so that each start gets further
         time.sleep(rng.uniform(0, 1))
@@ -97,7 +100,8 @@ def test_a_sweep_killed_three_times_ends_as_if_never_killed(run, place, tmp_path
     assert set(rows) == set(expected)
     for key, row in rows.items():
         for name, value in row.items():
-            assert value == (pytest.approx(expected[key][name], abs=1e-4) if isinstance(value, float) else expected[key][name]) \
+            assert value == (pytest.approx(expected[key][name], abs=1e-4) if isinstance(value, float)
+                             else expected[key][name]) \
                 or isinstance(value, list), (key, name)
 
 
@@ -134,7 +138,7 @@ def test_half_a_row_is_removed_and_a_whole_one_without_its_newline_is_kept(run, 
     assert len(offline.read_rows(file)) == 2, "a row that is there twice counts once"
 
 
-# ---- losses -----------------------------------------------------------------------------------------------------------
+# ---- losses ------------------------------------------------------------------------------------------------
 
 
 def test_the_losses_of_the_lab_equal_their_formulas():
@@ -146,8 +150,10 @@ def test_the_losses_of_the_lab_equal_their_formulas():
     targets = [ia2.Target([9, 8, 7, 5, 6], [5, 6], [7], [11, 12], torch.zeros(3, 2, 32)),
                ia2.Target([4, 3, 5], [3, 5], [8, 9], [13], torch.ones(3, 1, 32))]
     with lora.disable(model), torch.no_grad():
-        teachers = [model(torch.tensor([t.prompt + t.icl[:-1]])).logits[0, -len(t.icl):].softmax(-1) for t in targets]
-    students = [model(torch.tensor([t.query + t.icl[:-1]])).logits[0, -len(t.icl):].log_softmax(-1) for t in targets]
+        teachers = [model(torch.tensor([t.prompt + t.icl[:-1]])).logits[0, -len(t.icl):].softmax(-1)
+                    for t in targets]
+    students = [model(torch.tensor([t.query + t.icl[:-1]])).logits[0, -len(t.icl):].log_softmax(-1)
+                for t in targets]
     kl = sum((p * (p.log() - q)).sum(-1).mean() for p, q in zip(teachers, students)) / 2
     cross = sum(-q[range(len(t.icl)), t.icl].mean() for q, t in zip(students, targets)) / 2
     torch.testing.assert_close(sweep.kd_loss(model, targets)(model, targets), kl, rtol=1e-4, atol=1e-5)
@@ -156,7 +162,7 @@ def test_the_losses_of_the_lab_equal_their_formulas():
     torch.testing.assert_close(joint, ia2.ia2_loss(model, targets) + 0.7 * cross, rtol=1e-4, atol=1e-4)
 
 
-# ---- the teacher's demos ------------------------------------------------------------------------------------------------
+# ---- the teacher's demos -----------------------------------------------------------------------------------
 
 
 def test_flipped_demos_have_the_next_label_and_foreign_ones_other_texts():
@@ -164,20 +170,25 @@ def test_flipped_demos_have_the_next_label_and_foreign_ones_other_texts():
     few = data.few_shot_set(pool, 4)
     texts = [" a", " b", " c"]
     flipped = sweep.change_demos(few, "flipped", texts, None)
-    assert [demo.label for demo in flipped.demos] == [(e.label + 1) % 3 for e in few.train] and flipped.train == few.train
-    assert all(demo.response == texts[demo.label] and demo.query == e.query for demo, e in zip(flipped.demos, few.train))
+    assert [demo.label for demo in flipped.demos] == [(e.label + 1) % 3 for e in few.train]
+    assert flipped.train == few.train
+    assert all(demo.response == texts[demo.label] and demo.query == e.query
+               for demo, e in zip(flipped.demos, few.train))
     free = data.few_shot_set([data.Example(f"q{k}", f" r{k}") for k in range(12)], 4)
     moved = sweep.change_demos(free, "flipped", [], None)
     assert sorted(demo.response for demo in moved.demos) == sorted(e.response for e in free.train)
     assert all(demo.response != e.response for demo, e in zip(moved.demos, free.train))
-    assert data.leave_one_out(flipped, 1) == [e for e in data.leave_one_out(flipped, 1) if e != flipped.demos[1]]
-    assert sweep.change_demos(few, "none", texts, None).demos == [] and sweep.change_demos(few, "own", texts, None) == few
+    assert data.leave_one_out(flipped, 1) == [e for e in data.leave_one_out(flipped, 1)
+                                              if e != flipped.demos[1]]
+    assert sweep.change_demos(few, "none", texts, None).demos == []
+    assert sweep.change_demos(few, "own", texts, None) == few
 
 
 def test_without_demos_the_ia2_loss_is_zero_and_nothing_changes(run, tmp_path):
     _, err, rows = run("--demos", "none", "--methods", "base", "icl", "ia2")
     base, icl, trained = rows
-    assert "ia2: first loss 0.0000" in err and base["asim"] == pytest.approx(1, abs=1e-6) and icl["agreement"] == 1
+    assert "ia2: first loss 0.0000" in err
+    assert base["asim"] == pytest.approx(1, abs=1e-6) and icl["agreement"] == 1
     for field in ("accuracy", "ece", "label_mass"):
         assert trained[field] == pytest.approx(base[field], abs=1e-6) == pytest.approx(icl[field], abs=1e-6)
     assert all(row["demos"] == "none" for row in rows)
@@ -185,7 +196,8 @@ def test_without_demos_the_ia2_loss_is_zero_and_nothing_changes(run, tmp_path):
 
 @pytest.mark.parametrize("kind", ["flipped", "foreign"])
 def test_other_demos_are_other_runs_with_other_targets(kind, run):
-    own, other = run("--methods", "icl", "ia2")[2], run("--demos", kind, "--methods", "icl", "ia2", out="other")[2]
+    own = run("--methods", "icl", "ia2")[2]
+    other = run("--demos", kind, "--methods", "icl", "ia2", out="other")[2]
     assert {row["run"] for row in own}.isdisjoint({row["run"] for row in other})
     assert own[0]["train_data"] == other[0]["train_data"] and own[1]["dev_loss"] != other[1]["dev_loss"]
     text = report.tables(own + other)
@@ -195,5 +207,6 @@ def test_other_demos_are_other_runs_with_other_targets(kind, run):
 @pytest.mark.parametrize("options", [("--sft-on", "icl"), ("--beta", 2, "--methods", "ia2+sft")])
 def test_options_of_the_lab_name_other_runs(options, run):
     usual = {row["run"] for row in run(*options[2:])[2] if row["lr"]}
-    other = {row["run"] for row in run(*options, out="other")[2] if row["lr"] and (row["method"] != "ia2" or "--beta" in options)}
+    other = {row["run"] for row in run(*options, out="other")[2] if row["lr"]
+             and (row["method"] != "ia2" or "--beta" in options)}
     assert other and not usual & other
