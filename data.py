@@ -128,8 +128,7 @@ def label_texts(task, style, seed, tokenizer):
 
     Digits come without a space, as in the paper's `Label:0`, words with one, as in running text; labels that
     are numbers themselves stay those numbers. The words of `remap` are those of one token; fewer labels get
-    the first words of more labels, so that tasks of one family share them. Raises UserError if there are not
-    enough.
+    the first words of more labels, so that tasks of one family share them. UserError: there are too few.
     """
     if style == "words":
         return [f" {label}" for label in task.labels]

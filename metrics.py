@@ -44,13 +44,11 @@ def ece_floor(confidence, bins=15, draws=500, seed=0):
 
 
 def label_scores(tokens, confidence, label_logits, label_mass, label_tokens, labels, bins=15):
-    """Scores of N answers to a task with C labels, by the whole vocabulary (as in the paper) and among the
-    labels.
+    """Scores of N answers to a task with C labels, by the whole vocabulary (the paper) and among the labels.
 
     tokens, confidence (N): the likeliest next token and its probability. label_logits (N, C), label_mass (N):
     the logits of the label tokens, and their probability together. label_tokens (C); labels (N) their
-    numbers. Shares among labels come from a log-softmax over their logits, so they hold also where all labels
-    are unlikely.
+    numbers. Shares among labels are softmaxed over their logits: they hold also where all are unlikely.
     """
     labels = torch.as_tensor(labels)
     correct = torch.as_tensor(tokens) == torch.as_tensor(label_tokens)[labels]
@@ -76,8 +74,7 @@ def asim(first, second):
 
 
 def subspace_overlap(B1, B2):
-    """||U1^T U2||_F^2 / r, U the left singular vectors of B (d_out, r): what two updates share of their
-    outputs.
+    """||U1^T U2||_F^2 / r, U the left singular vectors of B (d_out, r): what outputs two updates share.
 
     1 where one contains the other, r / d_out by chance (paper, figure 4). A B of zeros shares nothing: 0.
     """

@@ -1,8 +1,7 @@
 """Speed: each step against the plain way of doing it, in one run: `python -m lab.bench`, about 6 minutes.
 
 The plain way is written out below: one example at a time, straight through transformers' own model on the
-same weights, with its full vocabulary projection and without a cache. Both ways are timed in turn; seconds
-are medians.
+same weights, with its full vocabulary projection and no cache. Timed in turn; seconds are medians.
 """
 import statistics
 import sys
@@ -18,15 +17,16 @@ import lora
 from sources import models, offline
 from sources.offline import grid, say
 
-PROBLEM = (  # about as long as a problem of GSM8K
-    "Question:On Monday morning the {a} children of the village school each bring {b} ripe apples from home, "
-    "because the whole school is getting ready for the harvest fair. The teacher asks them to share all of "
-    "their apples out into {c} large baskets, so that every basket holds the same number. How many apples "
-    "are there in one basket?\nAnswer:")
+PROBLEM = (  # with its answer 190 tokens of SmolLM2, the mean of GSM8K
+    "Question:On Monday morning the {a} children of the village school each bring {b} ripe red apples from "
+    "home, because the whole school is getting ready for the harvest fair. The teacher asks them to share "
+    "all of their apples out into {c} large baskets, so that every basket holds the same number and no apple "
+    "is left over. How many apples are there in one of the large baskets in the end?\nAnswer:")
 WORKED = (
-    " The {a} children bring {b} apples each, so together they bring {a} * {b} = <<{a}*{b}={ab}>>{ab} apples "
-    "to the school.\nThey are shared out into {c} baskets, so one basket gets {ab} / {c} = "
-    "<<{ab}/{c}={q}>>{q} apples.\n#### {q}")
+    " There are {a} children in the school, and each of them brings {b} apples.\nSo together they bring "
+    "{a} * {b} = <<{a}*{b}={ab}>>{ab} apples to the school on Monday.\nAll of these {ab} apples are shared "
+    "out into {c} baskets, with the same number in each.\nSo in the end one basket gets {ab} / {c} = "
+    "<<{ab}/{c}={q}>>{q} apples for the harvest fair.\n#### {q}")
 
 def word_problems(count):
     numbers = [{"a": 4 + 2 * k, "b": 6, "c": 3, "ab": 24 + 12 * k, "q": 8 + 4 * k} for k in range(count)]

@@ -19,7 +19,8 @@ TESTED = ("eval_dataset", "eval_source", "test", "test_data")
 TRAINED = ("rank", "epochs", "sft_on", "beta")
 FIGURES = (("accuracy", "accuracy %", 100, 1), ("accuracy_among_labels", "among labels %", 100, 1),
            ("label_mass", "label mass %", 100, 1), ("ece", "ECE", 1, 3), ("ece_floor", "its floor", 1, 3),
-           ("ece_among_labels", "ECE among labels", 1, 3), ("asim", "asim", 1, 3))  # factor, digits
+           ("ece_among_labels", "ECE among labels", 1, 3), ("asim", "asim", 1, 3),
+           ("agreement", "as ICL %", 100, 1))  # field, head, factor, digits
 
 def group(rows, fields):
     """{values of the fields: rows}, in the order of the rows; a field that a row lacks counts as None."""
@@ -49,8 +50,8 @@ def interval(values, factor=1, digits=3, sign=""):
     mean, low, high = (f"{factor * value:{sign}.{digits}f}" for value in metrics.t_interval(values))
     return f"{mean} [{low}, {high}]" if len(values) > 1 else mean
 
-def method_table(rows):
-    """One test's rows as a grid: a line for each method and what it was trained with, base among them."""
+def method_lines(rows):
+    """One test's rows as lines of cells: a head, then each method and what it was trained with."""
     lines = group(sorted(rows, key=lambda row: ORDER.index(row["method"])), ("method", "lr", *TRAINED))
     varied = [field for field in TRAINED if len({row.get(field) for row in rows if row["lr"]}) > 1]
     figures = [figure for figure in FIGURES if any(figure[0] in row for row in rows)]
@@ -61,7 +62,20 @@ def method_table(rows):
                      *(str(first.get(field) or "-") for field in varied), str(len(found)),
                      *(interval([row.get(field) for row in found], factor, digits)
                        for field, _, factor, digits in figures)])
-    return grid(text)
+    return text
+
+def controls(rows):
+    """The teacher's demos side by side, for tests that have rows of several kinds of them, as Markdown."""
+    parts = []
+    fields = [field for field in (*COMMON, *TESTED) if field != "demos"]
+    for found in group(pick_rates(rows), fields).values():
+        kinds = group(found, ["demos"])
+        if len(kinds) > 1:
+            lines = [["demos", *method_lines(found)[0]]]
+            for (kind,), some in kinds.items():
+                lines += [[kind, *line] for line in method_lines(some)[1:]]
+            parts += [f"### The teacher's demos: {heading(found[0]).splitlines()[0]}", grid(lines)]
+    return "\n\n".join(parts)
 
 def paired(rows, figure, first, second):
     """first - second of a figure, one for each few-shot set, after its tests and n are averaged."""
@@ -105,12 +119,12 @@ def tables(rows):
         rates = sorted({row["lr"] for row in found if row["lr"]})
         for rate in rates if len(rates) > 1 else []:
             equal = [row for row in found if row["lr"] in (None, rate)]
-            parts += [f"Every method at {rate:g}:", method_table(equal), differences(equal)]
+            parts += [f"Every method at {rate:g}:", grid(method_lines(equal)), differences(equal)]
         best = [row for row in found if id(row) in picked]
         if len(rates) > 1:
             parts.append("Each method at the rate with its lowest cross-entropy on the true answers of the "
                          "dev examples:")
-        parts += [method_table(best), differences(best)]
+        parts += [grid(method_lines(best)), differences(best)]
     return "\n\n".join(filter(None, parts))
 
 # ---- claims ------------------------------------------------------------------------------------------------
@@ -172,7 +186,7 @@ def main():
     if not Path(args.file).exists():
         raise UserError(f"there is no results file {args.file}; give the path of a results.jsonl")
     rows = offline.read_rows(args.file)
-    print("\n\n".join(filter(None, [tables(rows), all_claims(rows)])))
+    print("\n\n".join(filter(None, [tables(rows), controls(rows), all_claims(rows)])))
     if args.plots:
         from lab import plots  # matplotlib is slow to start
 

@@ -1,8 +1,6 @@
-"""Many runs: few-shot sets x n x learning rates x methods, on the functions of ia2.py. An interrupted sweep
-resumes.
+"""Many runs: few-shot sets x n x rates x methods, on the functions of ia2.py. What is interrupted resumes.
 
-    python -m lab.sweep --dataset movies --eval movies amazon --n 2 4 8 --sets 5 --lr 1e-4 3e-4 1e-3 --out
-    runs/movies
+    python -m lab.sweep --dataset movies --eval movies amazon --n 2 4 8 --sets 5 --lr 1e-4 3e-4 1e-3
 
 Targets, ICL and base scores are shared by all that is trained on a few-shot set, and so is a stage that two
 methods begin with. Job arrays give each job its `--set` and all of them one `--out`.
@@ -59,8 +57,7 @@ def losses_of(args, model, targets, dev, methods):
     return losses
 
 def kd_loss(model, targets):
-    """mean_g KL(p_ICL || p) at the output positions over the vocabulary (soft labels; Hinton et al.,
-    2015)."""
+    """mean_g KL(p_ICL || p) at the output positions over the vocabulary (soft labels; Hinton et al. 2015)."""
     teachers = {}
     with torch.no_grad(), lora.disable(model):
         for target in targets:

