@@ -182,12 +182,12 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model, tokenizer, test, few_shot=None, icl=None, batch_size=8):
+def evaluate(model, tokenizer, test, few_shot=None, icl=None, batch_size=None):
     """Answer the held-out queries of `test`, a data.Data, with the demos of `few_shot` (ICL) or without.
 
     With `icl`, ICL's Evaluation of the same queries, the scores hold `asim` to its activations (the mean, and
     by layer) and `agreement`, the share of queries with its answer. In label tasks `batch_size` queries of
-    similar length run together; texts are written a block at a time.
+    similar length run together (a block, behind demos half of it); texts are written a block at a time.
     """
     found = answer_labels(model, tokenizer, test, few_shot, batch_size) if test.label_tokens else \
         answer_texts(model, tokenizer, test, few_shot, icl)
@@ -237,10 +237,11 @@ def query_batches(model, tokenizer, test, few_shot, size):
 
     With demos a block is cut from the given order, so that a query's demos do not depend on the batch size.
     """
-    queries = [example.query for example in test.test]
-    order = range(len(queries)) if few_shot else sorted(range(len(queries)), key=lambda i: len(queries[i]))
+    queries, size = [example.query for example in test.test], size or (BLOCK // 2 if few_shot else BLOCK)
+    lengths = [len(data.prompt_tokens(tokenizer, [], query)) for query in queries]
+    order = range(len(queries)) if few_shot else sorted(range(len(queries)), key=lengths.__getitem__)
     for k in tqdm(range(math.ceil(len(queries) / BLOCK)), unit="block", leave=False, disable=None):
-        block = sorted(order[k * BLOCK:(k + 1) * BLOCK], key=lambda i: len(queries[i]))
+        block = sorted(order[k * BLOCK:(k + 1) * BLOCK], key=lengths.__getitem__)
         demos = data.icl_demos(few_shot, k) if few_shot else []
         prompts = [data.prompt_tokens(tokenizer, demos, queries[i]) for i in block]
         models.check_length(model, max(prompts, key=len), test.max_tokens)
