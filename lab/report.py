@@ -65,15 +65,16 @@ def method_lines(rows):
     return text
 
 def controls(rows):
-    """The teacher's demos side by side, for tests that have rows of several kinds of them, as Markdown."""
+    """The kinds of the teacher's demos side by side, at the rates that each of them has, as Markdown."""
     parts = []
     fields = [field for field in (*COMMON, *TESTED) if field != "demos"]
-    for found in group(pick_rates(rows), fields).values():
+    for found in group(rows, fields).values():
         kinds = group(found, ["demos"])
         if len(kinds) > 1:
+            rates = set.intersection(*({row["lr"] for row in some} for some in kinds.values()))
             lines = [["demos", *method_lines(found)[0]]]
             for (kind,), some in kinds.items():
-                lines += [[kind, *line] for line in method_lines(some)[1:]]
+                lines += [[kind, *line] for line in method_lines([r for r in some if r["lr"] in rates])[1:]]
             parts += [f"### The teacher's demos: {heading(found[0]).splitlines()[0]}", grid(lines)]
     return "\n\n".join(parts)
 

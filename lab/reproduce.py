@@ -6,16 +6,14 @@ from pathlib import Path
 
 from sources import offline
 
-RUNS = (  # (hours on one core by the logs, commit that made the rows, folder, options of lab.sweep)
-    (0.99, "6643878", "qwen2.5-coder-1.5b-sst2",  # benchmarks: local copies, not needed with the hub
-     "--model qwen2.5-coder-1.5b --dataset sst2 --eval sst2 finsen --data-dir benchmarks --n 4 --sets 5 "
-     "--lr 3e-4 --test 100"),
-    (0.93, "6643878", "qwen2.5-coder-1.5b-movies",
-     "--model qwen2.5-coder-1.5b --dataset movies --eval movies amazon --n 4 --sets 5 --lr 3e-4 --test 100"),
-    (0.29, "187f037", "qwen2.5-coder-0.5b-movies",
-     "--model qwen2.5-coder-0.5b --dataset movies --eval movies amazon --n 4 --sets 5 --lr 3e-4 --test 100"),
-    (0.46, "187f037", "smollm2-135m-movies",
-     "--dataset movies --eval movies amazon tweets --n 4 --sets 5 --lr 3e-4"),
+RUNS = (  # (hours on one core by the logs, commits that made the rows, folder, options of lab.sweep)
+    (0.99, "6643878", "qwen2.5-coder-1.5b-sst2", "--n 4 --sets 5 --lr 3e-4 --test 100 --data-dir benchmarks "
+     "--model qwen2.5-coder-1.5b --dataset sst2 --eval sst2 finsen"),  # local copies; not needed with the hub
+    (0.93, "6643878", "qwen2.5-coder-1.5b-movies", "--n 4 --sets 5 --lr 3e-4 --test 100 "
+     "--model qwen2.5-coder-1.5b --dataset movies --eval movies amazon"),
+    (0.29, "187f037", "qwen2.5-coder-0.5b-movies", "--n 4 --sets 5 --lr 3e-4 --test 100 "
+     "--model qwen2.5-coder-0.5b --dataset movies --eval movies amazon"),
+    (0.46, "187f037", "smollm2-135m-movies", "--n 4 --sets 5 --lr 3e-4 --dataset movies --eval movies amazon tweets"),
 )
 
 def main():
