@@ -13,7 +13,8 @@ RUNS = (  # (hours on one core by the logs, commits that made the rows, folder, 
      "--model qwen2.5-coder-1.5b --dataset movies --eval movies amazon"),
     (0.29, "187f037", "qwen2.5-coder-0.5b-movies", "--n 4 --sets 5 --lr 3e-4 --test 100 "
      "--model qwen2.5-coder-0.5b --dataset movies --eval movies amazon"),
-    (0.46, "187f037", "smollm2-135m-movies", "--n 4 --sets 5 --lr 3e-4 --dataset movies --eval movies amazon tweets"),
+    (0.46, "187f037", "smollm2-135m-movies", "--n 4 --sets 5 --lr 3e-4 "
+     "--dataset movies --eval movies amazon tweets"),
 )
 
 def main():

@@ -1,12 +1,15 @@
 """pytest tests/lab/test_report.py: tables that average over few-shot sets alone; saved adapters; speed."""
 import json
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 from conftest import tiny
 from scipy import stats
 from test_lora import peft_folder
 
+import ia2
 import lora
 from lab import adapters, bench, plots, report, reproduce, sweep
 from sources import offline
@@ -186,9 +189,24 @@ def test_the_benchmark_compares_both_ways_on_every_step(monkeypatch, capsys, tmp
         assert re.search(rf"\| {step} +\| [\d.]+ +\| [\d.]+ +\| [\d.]+ ", found.out)
 
 
-def test_the_reproduction_is_a_list_of_commands_that_parse(monkeypatch, capsys):
+def test_the_reproduction_is_the_list_of_commands_that_the_committed_rows_need(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["reproduce"])
     assert offline.run_main(reproduce.main) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(reproduce.RUNS)
-    assert all(line.startswith("python -m lab.sweep --") for line in lines)
+
+    def compare(args):
+        rows = offline.read_rows(Path("results", Path(args.out).name, "results.jsonl"))
+        rows = [row for row in rows if row["demos"] == args.demos and row["n"] in args.n]
+        assert {row["lr"] for row in rows} == {None, *args.rates}
+        assert {row["set"] for row in rows} == set(range(args.sets))
+        assert {row["eval_dataset"] for row in rows} == set(args.eval)
+        assert {row["method"] for row in rows} == {"base", "icl", *args.methods}
+        assert len(rows) == args.sets * len(args.eval) * len(args.n) * (2 + len(args.rates) * len(
+            set(args.methods) - {"base", "icl"}))
+        raise offline.UserError("as the rows say")
+
+    monkeypatch.setattr(ia2, "prepare", compare)
+    for line in lines:
+        monkeypatch.setattr("sys.argv", shlex.split(line, comments=True)[2:])
+        assert offline.run_main(sweep.main) == 2 and "as the rows say" in capsys.readouterr().err, line
