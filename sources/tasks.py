@@ -190,7 +190,7 @@ def check_pair(train, test):
             not train.labels and train.family != test.family):
         first, second = (", ".join(task.labels) or f"free text ({task.family})" for task in (train, test))
         raise UserError(f"a model trained on {train.name} cannot be tested on {test.name}: the answers of "
-                        f"the first are {first}, those of the second {second}; choose one with the same")
+                        f"the first are {first}, those of the second {second}; choose a task with the same")
 
 # ---- reading -----------------------------------------------------------------------------------------------
 
