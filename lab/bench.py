@@ -122,7 +122,6 @@ def measure(args, found):
 
     def plain_stage(name):
         plain_train(plain, name, targets, dev, args.epochs)
-
     epochs, queries = f"n = 4, {args.epochs} epochs", f"{args.queries} queries"
     steps = (
         ("targets, 48 tokens", lambda: ia2.collect_target(model, tokenizer, problems[3], problems[:3], 48),

@@ -190,7 +190,6 @@ def main():
     print("\n\n".join(filter(None, [tables(rows), controls(rows), all_claims(rows)])))
     if args.plots:
         from lab import plots  # matplotlib is slow to start
-
         groups = group(pick_rates(rows), (*COMMON, *TESTED)).values()
         offline.say(f"pictures: {len(plots.save_all(groups, args.plots))} in {args.plots}")
 
