@@ -108,13 +108,10 @@ def save_all(groups, folder):
         first, methods = found[0], [m for m in STYLE if any(row["method"] == m for row in found)]
         title = f"{first['dataset']} to {first['eval_dataset']}, n = {first['n']}, {first['model']}"
         name = re.sub(r"[^A-Za-z0-9.]+", "-", title)
-        layers = {}
-        for method in methods if "asim_layers" in first else ():
-            lists = [row["asim_layers"] for row in found if row["method"] == method]
-            layers[method] = np.mean(lists, axis=0).tolist()
         pictures = {"sets": set_by_set(found, title)}
-        if layers:
-            pictures["layers"] = asim_by_layer(layers)
+        if "asim_layers" in first:
+            lists = {m: [row["asim_layers"] for row in found if row["method"] == m] for m in methods}
+            pictures["layers"] = asim_by_layer({m: np.mean(lists[m], axis=0).tolist() for m in methods})
         for kind, figure in pictures.items():
             paths.append(Path(folder, f"{name}-{len(paths)}-{kind}.png"))
             figure.savefig(paths[-1], dpi=100)

@@ -66,8 +66,7 @@ def method_lines(rows):
 
 def controls(rows):
     """The kinds of the teacher's demos side by side, at the rates that each of them has, as Markdown."""
-    parts = []
-    fields = [field for field in (*COMMON, *TESTED) if field != "demos"]
+    parts, fields = [], [field for field in (*COMMON, *TESTED) if field != "demos"]
     for found in group(rows, fields).values():
         kinds = group(found, ["demos"])
         if len(kinds) > 1:
@@ -170,13 +169,13 @@ def claims(rows):
     return lines
 
 def all_claims(rows):
-    """The claims of every model and setting in some rows, as Markdown."""
+    """The claims of every model, setting and n in some rows, as Markdown."""
     parts = []
-    for found in group(rows, [field for field in COMMON if field != "n"]).values():
+    for found in group(rows, COMMON).values():
         lines = claims(found)
         if len(lines) > 1:
-            parts += [f"### Claims of the paper: {found[0]['dataset']}, {found[0]['model']}, "
-                      f"{found[0]['labels']}, teacher's demos {found[0].get('demos', 'own')}", grid(lines)]
+            parts += ["### Claims of the paper: {dataset}, n = {n}, {model}, {labels}, teacher's demos {demos}"
+                      .format(**found[0]), grid(lines)]
     return "\n\n".join(parts)
 
 def main():

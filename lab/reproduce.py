@@ -6,17 +6,19 @@ from pathlib import Path
 
 from sources import offline
 
-RATES, CONTROL = "--lr 1e-4 3e-4 1e-3", "--lr 3e-4 --methods base icl ia2 ia2-sft --demos"
+SMALL, MIDDLE, LARGE = "smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"
+RATES, CONTROL = "--n 4 --lr 1e-4 3e-4 1e-3", "--n 4 --lr 3e-4 --methods base icl ia2 ia2-sft --demos"
+SST2 = "--eval sst2 finsen --test 100 --data-dir benchmarks"  # local copies; not needed with the hub
+AMAZON, OTHERS = "--eval movies amazon --test 100", "--methods sft-ia2 ia2+sft sft-icl kd"
 RUNS = (  # (hours on one core by the logs, commits that made the rows, model, data, options of lab.sweep)
-    (2.45, "6643878, 35b636f", "qwen2.5-coder-1.5b", "sst2", f"--eval sst2 finsen {RATES} --test 100 "
-     "--data-dir benchmarks"),  # local copies; not needed with the hub
-    (2.06, "6643878, 35b636f", "qwen2.5-coder-1.5b", "movies", f"--eval movies amazon {RATES} --test 100"),
-    (0.57, "35b636f", "qwen2.5-coder-1.5b", "movies", f"--eval movies amazon {CONTROL} flipped --test 100"),
-    (0.29, "187f037", "qwen2.5-coder-0.5b", "movies", "--eval movies amazon --lr 3e-4 --test 100"),
-    (1.18, "187f037, 35b636f", "smollm2-135m", "movies", f"--eval movies amazon tweets {RATES}"),
-    (0.26, "35b636f", "smollm2-135m", "movies", f"--eval movies {CONTROL} flipped"),
-    (0.22, "35b636f", "smollm2-135m", "movies", f"--eval movies {CONTROL} foreign"),
-    (0.15, "35b636f", "smollm2-135m", "movies", f"--eval movies {CONTROL} none"),
+    (2.45, "6643878, 35b636f", LARGE, "sst2", f"{SST2} {RATES}"),
+    (2.06, "6643878, 35b636f", LARGE, "movies", f"{AMAZON} {RATES}"),
+    (0.57, "35b636f", LARGE, "movies", f"{AMAZON} {CONTROL} flipped"),
+    (0.29, "187f037", MIDDLE, "movies", f"{AMAZON} --n 4 --lr 3e-4"),
+    (1.18, "187f037, 35b636f", SMALL, "movies", f"--eval movies amazon tweets {RATES}"),
+    (0.26, "35b636f", SMALL, "movies", f"--eval movies {CONTROL} flipped"),
+    (0.22, "35b636f", SMALL, "movies", f"--eval movies {CONTROL} foreign"),
+    (0.15, "35b636f", SMALL, "movies", f"--eval movies {CONTROL} none"),
 )
 
 def main():
@@ -24,7 +26,7 @@ def main():
     parser.add_argument("--run", action="store_true", help="run the commands instead of printing them")
     args = parser.parse_args()
     for hours, commits, model, dataset, options in RUNS:
-        command = (f"python -m lab.sweep --model {model} --dataset {dataset} --n 4 --sets 5 {options} "
+        command = (f"python -m lab.sweep --model {model} --dataset {dataset} --sets 5 {options} "
                    f"--out reproduced/{model}-{dataset}")
         rows = Path("results", f"{model}-{dataset}", "results.jsonl")
         print(f"{command}    # {hours} h, {commits}, rows {offline.sha256(rows)[:12]}", flush=True)
