@@ -174,8 +174,8 @@ def all_claims(rows):
     for found in group(rows, COMMON).values():
         lines = claims(found)
         if len(lines) > 1:
-            parts += ["### Claims of the paper: {dataset}, n = {n}, {model}, {labels}, teacher's demos {demos}"
-                      .format(**found[0]), grid(lines)]
+            parts += ["### Claims of the paper: {dataset}, n = {n}, {model}, {labels}, "
+                      "teacher's demos {demos}".format(**found[0]), grid(lines)]
     return "\n\n".join(parts)
 
 def main():
