@@ -15,6 +15,7 @@ RUNS = (  # (hours on one core by the logs, commits that made the rows, model, d
     (2.06, "6643878, 35b636f", LARGE, "movies", f"{AMAZON} {RATES}"),
     (0.57, "35b636f", LARGE, "movies", f"{AMAZON} {CONTROL} flipped"),
     (0.29, "187f037", MIDDLE, "movies", f"{AMAZON} --n 4 --lr 3e-4"),
+    (0.41, "edabf18", MIDDLE, "movies", f"{AMAZON} --n 8 --lr 3e-4 --labels digits"),
     (1.18, "187f037, 35b636f", SMALL, "movies", f"--eval movies amazon tweets {RATES}"),
     (0.26, "35b636f", SMALL, "movies", f"--eval movies {CONTROL} flipped"),
     (0.22, "35b636f", SMALL, "movies", f"--eval movies {CONTROL} foreign"),
