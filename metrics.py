@@ -14,8 +14,7 @@ def reliability(confidence, correct, bins=15):
     """
     confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if confidence.shape != correct.shape or confidence.ndim != 1 or not len(confidence):
-        raise ValueError(f"confidence {confidence.shape}, correct {correct.shape}: equal, non-empty lists "
-                         "are needed")
+        raise ValueError(f"confidence {confidence.shape}, correct {correct.shape} must be equal, not empty")
     if not ((confidence >= 0) & (confidence <= 1)).all() or not np.isin(correct, (0, 1)).all():
         raise ValueError("confidence must be within 0 and 1 and correct must be 0 or 1")
     bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")

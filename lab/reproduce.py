@@ -7,16 +7,19 @@ from pathlib import Path
 from sources import offline
 
 SMALL, MIDDLE, LARGE = "smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"
-RATES, CONTROL = "--n 4 --lr 1e-4 3e-4 1e-3", "--n 4 --lr 3e-4 --methods base icl ia2 ia2-sft --demos"
+RATES, CONTROL = "--n 4 --lr 1e-4 3e-4 1e-3", "--n 4 --lr 3e-4 --methods ia2 ia2-sft --demos"
 SST2 = "--eval sst2 finsen --test 100 --data-dir benchmarks"  # local copies; not needed with the hub
-AMAZON, OTHERS = "--eval movies amazon --test 100", "--methods sft-ia2 ia2+sft sft-icl kd"
+AMAZON, TWEETS = "--eval movies amazon --test 100", "--eval movies amazon tweets"
+OTHERS = "--methods sft-ia2 ia2+sft sft-icl kd"
 RUNS = (  # (hours on one core by the logs, commits that made the rows, model, data, options of lab.sweep)
     (2.45, "6643878, 35b636f", LARGE, "sst2", f"{SST2} {RATES}"),
+    (1.16, "edabf18", LARGE, "sst2", f"{SST2} --n 4 --lr 3e-4 {OTHERS}"),
     (2.06, "6643878, 35b636f", LARGE, "movies", f"{AMAZON} {RATES}"),
+    (1.73, "edabf18", LARGE, "movies", f"{AMAZON} --n 2 8 --lr 3e-4"),
     (0.57, "35b636f", LARGE, "movies", f"{AMAZON} {CONTROL} flipped"),
     (0.29, "187f037", MIDDLE, "movies", f"{AMAZON} --n 4 --lr 3e-4"),
     (0.41, "edabf18", MIDDLE, "movies", f"{AMAZON} --n 8 --lr 3e-4 --labels digits"),
-    (1.18, "187f037, 35b636f", SMALL, "movies", f"--eval movies amazon tweets {RATES}"),
+    (2.71, "187f037, 35b636f, edabf18", SMALL, "movies", f"{TWEETS} {RATES} {OTHERS} sft ia2 ia2-sft"),
     (0.26, "35b636f", SMALL, "movies", f"--eval movies {CONTROL} flipped"),
     (0.22, "35b636f", SMALL, "movies", f"--eval movies {CONTROL} foreign"),
     (0.15, "35b636f", SMALL, "movies", f"--eval movies {CONTROL} none"),

@@ -95,8 +95,7 @@ def foreign_data(args, loaded):
         if alike and task.name not in (args.dataset, train_data.task.name, *(args.eval or ())):
             plain = train_data.prompt != train_data.task.prompt
             return data.load(task.name, tokenizer, args, plain, train_data.label_style)
-    raise UserError(f"--demos foreign needs another task like {train_data.task.name}; leave one out of "
-                    "--eval")
+    raise UserError(f"--demos foreign needs a task like {train_data.task.name}; leave one out of --eval")
 
 # ---- the sweep ---------------------------------------------------------------------------------------------
 
@@ -112,7 +111,7 @@ def run_set(args, loaded, few_shot, previous):
         there = set(map(offline.row_key, offline.read_rows(file)))
         return any((run, test.task.name, data.digest(test.test)) not in there for test in tests)
 
-    plain = [method for method in ("base", "icl") if method in args.methods and missing(method)]
+    plain = [method for method in ("base", "icl") if missing(method)]
     plans = [(rate, method) for rate in args.rates for method in STAGES if method in args.methods
              and missing(method, **trained_settings(args, rate, method))]
     if not plain and not plans:
