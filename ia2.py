@@ -90,8 +90,9 @@ def collect_target(model, tokenizer, example, demos, max_tokens):
     prompt, query = (data.prompt_tokens(tokenizer, before, example.query) for before in (demos, []))
     models.check_length(model, prompt, max_tokens)
     with lora.disable(model):
-        response, = models.generate(model, tokenizer, [prompt], max_tokens)
-        (activations, _), = forward(model, [prompt], [response], head=False)
+        cache, rest = models.share_demos(model, [prompt])      # all but the prompt's last token, encoded once
+        response, = models.generate(model, tokenizer, rest, max_tokens, cache)
+        (activations, _), = forward(model, rest, [response], cache, head=False)
     gold = data.new_tokens(tokenizer, example.query, example.response)  # of a label the first, of a text all
     gold = gold[:1] if example.label is not None else [*gold, tokenizer.eos_token_id][:max_tokens]
     return Target(prompt, query, gold, response, activations)

@@ -145,8 +145,7 @@ def fetch_file(name, folder):
         return path
     if sha256(path) != entry.sha256:
         path.unlink()
-        raise UserError(f"the sha256 of {entry.file} from {repository} is not {entry.sha256}; do not use it, "
-                        "try again")
+        raise UserError(f"the sha256 of {entry.file} from {repository} is not {entry.sha256}; run it again")
     return path
 
 def convert(name, folder):
