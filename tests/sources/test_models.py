@@ -282,7 +282,7 @@ def test_a_model_stays_the_same_and_ia2_plain_leaves_it_alone(family, plainly, m
 
 
 @pytest.mark.parametrize("device, cpu, expected", [
-    ("cpu", "AuthenticAMD avx2", "float32"), ("cpu", "GenuineIntel avx512_bf16", "float32"), ("cpu", "", "float32"),
+    ("cpu", "AuthenticAMD avx2", "float32"), ("cpu", "AuthenticAMD avx512_bf16", "bfloat16"), ("cpu", "", "float32"),
     ("cpu", "GenuineIntel amx_bf16 amx_tile", "bfloat16"), ("cuda", "AuthenticAMD avx2", "bfloat16")])
 def test_bfloat16_only_where_its_products_are_fast(device, cpu, expected, monkeypatch):
     monkeypatch.setattr(fast, "CPU", cpu)
