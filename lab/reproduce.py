@@ -17,7 +17,7 @@ RUNS = (  # (hours on one core by the logs, commits that made the rows, model, d
     (2.06, "6643878, 35b636f", LARGE, "movies", f"{AMAZON} {RATES}"),
     (1.73, "edabf18", LARGE, "movies", f"{AMAZON} --n 2 8 --lr 3e-4"),
     (0.57, "35b636f", LARGE, "movies", f"{AMAZON} {CONTROL} flipped"),
-    (0.29, "187f037", MIDDLE, "movies", f"{AMAZON} --n 4 --lr 3e-4"),
+    (4.69, "187f037, abc8560", MIDDLE, "movies", f"{AMAZON} --n 2 4 8 --lr 1e-4 3e-4 1e-3"),
     (0.41, "edabf18", MIDDLE, "movies", f"{AMAZON} --n 8 --lr 3e-4 --labels digits"),
     (2.71, "187f037, 35b636f, edabf18", SMALL, "movies", f"{TWEETS} {RATES} {OTHERS} sft ia2 ia2-sft"),
     (0.26, "35b636f", SMALL, "movies", f"--eval movies {CONTROL} flipped"),

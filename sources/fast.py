@@ -3,11 +3,11 @@
 IA2_PLAIN=1 turns all but bfloat16 off.
 
 torch multiplies float32 matrices with MKL, which on AMD is slow for few rows: with 100 tokens oneDNN, which
-comes with torch too, takes two thirds of the time, for one token half of it. On Intel, where MKL is the faster
-of the two, on other machines, on a GPU, in bfloat16 and for layers that train, the products are torch's own.
+comes with torch too, takes two thirds of the time, for one token half of it. On Intel, where MKL is faster,
+on other machines, on a GPU, in bfloat16 and for layers that train, products are torch's own.
 
-bfloat16 products take a fifth of float32's time with AMX (Intel, 2023), about 0.6 of it with AVX-512 BF16 alone
-(AMD, 2022); without either they are slower.
+bfloat16 products take a fifth of float32's time with AMX (Intel, 2023), with AVX-512 BF16 alone (AMD, 2022)
+about 0.6 of it; without either they are slower.
 """
 import ctypes
 import functools
