@@ -6,8 +6,8 @@ torch multiplies float32 matrices with MKL, which on AMD is slow for few rows: w
 comes with torch too, takes two thirds of the time, for one token half of it. On Intel, where MKL is faster,
 on other machines, on a GPU, in bfloat16 and for layers that train, products are torch's own.
 
-bfloat16 products take a fifth of float32's time with AMX (Intel, 2023), with AVX-512 BF16 alone (AMD, 2022)
-about 0.6 of it; without either they are slower.
+bfloat16 products take a fifth of float32's time with AMX (Intel, 2023) and 0.6 of it with AVX-512 BF16 on AMD
+(2022). Elsewhere they are slower: 1.8 times on an Intel with AVX-512 BF16 in a virtual machine without AMX.
 """
 import ctypes
 import functools
@@ -26,8 +26,9 @@ PREFER_ONEDNN = HAS_ONEDNN and "AuthenticAMD" in CPU
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 def best_dtype(device):
-    """bfloat16 where its products are fast, on a GPU or a CPU with amx_bf16 or avx512_bf16, else float32."""
-    return torch.bfloat16 if device.type == "cuda" or "_bf16" in CPU else torch.float32
+    """bfloat16 where its products are fast: on a GPU, with amx_bf16, on AMD with avx512_bf16; else float32."""
+    amx, amd = "amx_bf16" in CPU, "AuthenticAMD" in CPU and "avx512_bf16" in CPU
+    return torch.bfloat16 if device.type == "cuda" or amx or amd else torch.float32
 
 class FrozenProduct(torch.autograd.Function):
     """x W^T + b by oneDNN for a frozen W and b: the gradient goes to x alone, dL/dx = dL/dy W."""

@@ -189,8 +189,7 @@ def read_member(file, most):
     """The content of an open member of an archive. Raises UserError if it has more than `most` bytes."""
     content = file.read(most + 1)
     if len(content) > most:
-        raise UserError(f"a file of a downloaded archive is larger than {most} bytes; it may have been "
-                        "tampered with: do not use it")
+        raise UserError(f"a download has a file of more than {most} bytes; do not use it: it may be forged")
     return content
 
 def join_pieces(target, pieces, expected, advice):
@@ -215,8 +214,7 @@ def join_pieces(target, pieces, expected, advice):
                 Path(place, "content").write_bytes(read_member(source, 2**28))
             Path(place, "content").rename(folder / f"{i}")
     with open(target, "wb") as joined:
-        for i in range(len(pieces)):
-            joined.write((folder / f"{i}").read_bytes())
+        joined.writelines((folder / f"{i}").read_bytes() for i in range(len(pieces)))
     shutil.rmtree(folder)  # right or wrong, they are not needed again
     if sha256(target) != expected:
         target.unlink()
