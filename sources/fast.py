@@ -26,7 +26,7 @@ PREFER_ONEDNN = HAS_ONEDNN and "AuthenticAMD" in CPU
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 def best_dtype(device):
-    """bfloat16 where its products are fast: on a GPU, with amx_bf16, on AMD with avx512_bf16; else float32."""
+    """bfloat16 where its products are fast: on a GPU, with AMX, on AMD with AVX-512 BF16; else float32."""
     amx, amd = "amx_bf16" in CPU, "AuthenticAMD" in CPU and "avx512_bf16" in CPU
     return torch.bfloat16 if device.type == "cuda" or amx or amd else torch.float32
 
