@@ -189,7 +189,8 @@ def read_member(file, most):
     """The content of an open member of an archive. Raises UserError if it has more than `most` bytes."""
     content = file.read(most + 1)
     if len(content) > most:
-        raise UserError(f"a download has a file of more than {most} bytes; do not use it: it may be forged")
+        raise UserError(f"a file of a downloaded archive is larger than {most} bytes; it may have been "
+                        "tampered with: do not use it")
     return content
 
 def join_pieces(target, pieces, expected, advice):

@@ -503,13 +503,16 @@ print(json.dumps([sorted(seen), int(peak) * 1024]))
 def test_the_main_job_is_short_and_its_memory_is_bounded(tmp_path):
     """At most 70 functions of ours in 8 files; at most 2.5 times the weights, not growing with --test."""
     def watched(queries, out):
-        command = [sys.executable, "-c", WATCHED.format(root=f"{ROOT}/"), "--dataset", "movies", "--test", queries, "--epochs", "1",
-                   "--out", tmp_path / out]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        command = [sys.executable, "-c", WATCHED.format(root=f"{ROOT}/"), "--dataset", "movies",
+                   "--epochs", "1", "--test", queries, "--out", tmp_path / out]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(result.stdout.splitlines()[-1])
 
     (seen, few), (_, many) = watched("2", "few"), watched("32", "many")
-    called = {(file, name) for file, name in seen if not name.rpartition(".")[2].startswith("<")
-              and file.split("/")[0] in ("ia2.py", "lora.py", "data.py", "metrics.py", "sources", "lab")}  # not .venv
+    ours = ("ia2.py", "lora.py", "data.py", "metrics.py", "sources", "lab")  # not .venv
+    called = {(file, name) for file, name in seen
+              if file.split("/")[0] in ours and not name.rpartition(".")[2].startswith("<")}
     assert len(called) <= 70 and len({file for file, _ in called}) <= 8, sorted(called)
     bound = min(2.5 * 4 * 134_515_008, 1.15 * few)
-    assert many < bound or watched("32", "again")[1] < bound, (few, many)  # huge pages make a process larger now and then
+    # Huge pages make a process larger now and then.
+    assert many < bound or watched("32", "again")[1] < bound, (few, many)

@@ -74,7 +74,8 @@ def test_the_kinds_of_demos_stand_side_by_side_and_are_never_averaged():
             for kind, accuracy in (("own", 0.8), ("flipped", 0.3))]
     rows += [row("ia2", i, 0.99, 3e-2, demos="own", dev_gold_loss=0) for i in range(2)]  # flipped lacks it
     text = report.controls(rows)
-    assert "99.0" not in text and text.count("###") == 1 and "as ICL %" in text and "25.0 [25.0, 25.0]" in text
+    assert "99.0" not in text and text.count("###") == 1
+    assert "as ICL %" in text and "25.0 [25.0, 25.0]" in text
     assert re.search(r"\| own +\| ia2 .*\| 80.0 \[80.0, 80.0\]", text)
     assert re.search(r"\| flipped +\| ia2 .*\| 30.0 \[30.0, 30.0\]", text)
     assert not report.controls([found for found in rows if found["demos"] == "own"])

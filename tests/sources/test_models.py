@@ -161,7 +161,7 @@ def test_members_of_archives_are_read_up_to_their_size(tmp_path):
     (tmp_path / "x").write_bytes(b"1234")
     with open(tmp_path / "x", "rb") as file:
         assert offline.read_member(file, 4) == b"1234"
-    with open(tmp_path / "x", "rb") as file, pytest.raises(UserError, match="more than 3 bytes"):
+    with open(tmp_path / "x", "rb") as file, pytest.raises(UserError, match="larger than 3 bytes"):
         offline.read_member(file, 3)
 
 
