@@ -1,30 +1,36 @@
 """Examples and few-shot sets: how rows become prompts and labels, and which examples a run sees.
 
-An example is a query X, which ends where the answer starts, and the response Y that follows it letter by
-letter. Where rows come from, your own included, is in sources/tasks.py.
+An example is a query X, which ends where the answer starts, and the response Y that follows it
+letter by letter. `sources/tasks.py` says where rows come from, a user's own included.
 """
-import hashlib
-import json
+
 import math
 import random
 from dataclasses import dataclass, replace
 
-from sources import tasks
-from sources.offline import UserError, say
+from sources import own, readers, tasks
+from support import records
+from support.cli import UserError, log
 
 BLANK_LINE = "\n\n"  # between demos, and between the demos and the query
-REMAP_WORDS = (  # arbitrary names for labels; those of one token are used, so that any tokenizer finds enough
-    "apple river stone cloud table horse paper green music winter garden silver bridge orange window "
-    "engine forest mountain copper kitchen summer tiger purple island bottle castle pencil rocket "
-    "valley market yellow basket candle desert eagle flower guitar hammer jacket lemon mirror needle "
-    "ocean parrot rabbit saddle turtle violin wagon anchor butter carpet dragon feather glass honey "
-    "iron jungle knight ladder metal north olive piano queen"
+STYLES = ("digits", "words", "remap")  # how labels are written
+BLOCK = 16  # queries that share one order of the demos
+UNRELATED = ("nyt", "tweets")  # texts on which to see what tuning changes elsewhere
+
+# Arbitrary names for labels. Those of one token are used, so that any tokenizer finds enough.
+REMAP_WORDS = (
+    "apple river stone cloud table horse paper green music winter garden silver bridge orange "
+    "window engine forest mountain copper kitchen summer tiger purple island bottle castle pencil "
+    "rocket valley market yellow basket candle desert eagle flower guitar hammer jacket lemon "
+    "mirror needle ocean parrot rabbit saddle turtle violin wagon anchor butter carpet dragon "
+    "feather glass honey iron jungle knight ladder metal north olive piano queen"
 ).split()
 
 
 @dataclass(frozen=True)
 class Example:
     """A query X and its response Y; `label` is the number of the label, None for free text."""
+
     query: str
     response: str
     label: int | None = None
@@ -32,186 +38,480 @@ class Example:
 
 @dataclass(frozen=True)
 class Data:
-    """A task's examples, `pool` to draw few-shot sets from and `test` held out, and how its labels look."""
+    """A task's examples, and how its labels look in this run."""
+
     task: tasks.Task
-    pool: list
-    test: list
+    pool: list[Example]  # few-shot sets are drawn from it
+    test: list[Example]  # held out
     source: str
     prompt: str
-    label_style: str | None   # digits, words or remap; None for free text
-    label_texts: list
-    label_tokens: list        # the first token of each label behind a query, in the order of the labels
-    max_tokens: int           # G at most: 1 for label tasks
+    label_style: str | None  # one of STYLES; None for free text
+    label_texts: list[str]
+    label_tokens: list[int]  # the first token of each label behind a query
+    max_tokens: int  # G at most: 1 for label tasks
 
 
-def load(name, tokenizer, args, plain=False, style=None, usual=None):
-    """Read the task `name` and word it, with `args.test` test queries of it.
-
-    `args` are the command line's (data_dir, seed, test, max_tokens). `style` (digits, words, remap) is how
-    labels are written, by default the task's own way, or else the `usual` one. Without a hub a task with a
-    stand-in becomes it, with a warning. Raises UserError for whatever is wrong.
+@dataclass(frozen=True)
+class Options:
+    """How a task is read and worded. Without `labels` the task's own style counts, or else
+    `default_labels`, which suits the model.
     """
-    task = tasks.find_task(name)
+
+    labels: str | None = None
+    default_labels: str | None = None
+    plain: bool = False  # `Review: ...` instead of the paper's `Text:...`, for small models
+    data_dir: str | None = None
+    max_tokens: int | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, args, entry) -> "Options":
+        """Those of a command line, for a model's entry in `engine.models.MODELS`."""
+        return cls(
+            labels=args.labels,
+            default_labels=entry.labels,
+            plain=entry.plain,
+            data_dir=args.data_dir,
+            max_tokens=args.max_tokens,
+            seed=args.seed,
+        )
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+
+def load(name: str, tokenizer, options: Options = Options()) -> Data:
+    """Read the task `name` and word it. Raises UserError for whatever is wrong with it.
+
+    Without a hub, a task that has a stand-in becomes it, with a warning.
+    """
+    rows = read_or_stand_in(name, options.data_dir)
+    task = rows.task
+    style = None
+    texts = []
+    if task.labels:
+        style = options.labels or task.label_style or options.default_labels or "digits"
+        texts = label_texts(task, style, options.seed, tokenizer)
+    prompt = task.prompt
+    if options.plain and task.plain_prompt and style == "words":
+        prompt = task.plain_prompt  # digits and arbitrary names are asked for as the paper does
+    as_written = task.family == "own"  # your own queries may differ in case alone
+    worded_test = [word(item, prompt, texts) for item in rows.test]
+    worded_pool = [word(item, prompt, texts) for item in rows.train]
+    test = drop_repeats(worded_test, [], as_written)
+    pool = drop_repeats(worded_pool, test, as_written)
+    repeats = len(worded_test) + len(worded_pool) - len(test) - len(pool)
+    if repeats and as_written:
+        log(f"{task.name}: {repeats} rows repeat a query and are left out")
+    if not pool or not test:
+        raise UserError(
+            f"{name} has {len(pool)} training and {len(test)} test examples; it needs both"
+        )
+    tokens = []
+    max_tokens = options.max_tokens or task.max_tokens
+    if texts:
+        tokens = label_tokens(task, style, options.seed, tokenizer, pool[0].query)
+        max_tokens = 1
+    return Data(task, pool, test, rows.source, prompt, style, texts, tokens, max_tokens)
+
+
+def load_with_tests(
+    name: str, test_names: list[str], tokenizer, options: Options = Options()
+) -> tuple[Data, list[Data]]:
+    """The training task, and the tasks to test on, worded like it.
+
+    Raises UserError where a model that is trained on the one cannot be tested on the other.
+    """
+    test_names = list(dict.fromkeys(test_names or [name]))
+    for each in (name, *test_names):
+        tasks.find_task(each)  # an unknown name is told before anything is read
+    training = load(name, tokenizer, options)
+    tests = []
+    for test_name in test_names:
+        if test_name == name:
+            tests.append(training)
+            continue
+        test = load(test_name, tokenizer, replace(options, labels=training.label_style))
+        tasks.check_pair(training.task, test.task)
+        tests.append(test)
+    return training, tests
+
+
+def read_or_stand_in(name: str, data_dir: str | None) -> tasks.TaskRows:
+    """A task's rows, or with no hub those of its stand-in under the task's name."""
     try:
-        task, items, source = tasks.read_task(task, args.data_dir)
-    except tasks.NoHub:
+        return tasks.read_task(tasks.find_task(name), data_dir)
+    except readers.NoHub:
         if name not in tasks.STAND_INS:
             raise
-        stand_in, items, source = tasks.read_task(tasks.TASKS[tasks.STAND_INS[name]])
-        say(f"warning: the hub cannot be reached, so {stand_in.name} ({source}) stands in for {name}: rated "
-            "movie review snippets, other texts than SST-2's; results say so in `source`")
-        task, source = replace(stand_in, name=name), f"stand-in {stand_in.name}, {source}"
-    style = (style or task.label_style or usual or "digits") if task.labels else None
-    texts = label_texts(task, style, args.seed, tokenizer) if task.labels else []
-    # Digits and arbitrary names are asked for as the paper does.
-    prompt = task.plain_prompt if plain and task.plain_prompt and style == "words" else task.prompt
-    examples = {part: [Example(prompt.format(text=item.text),
-                               texts[item.label] if texts else f" {item.answer}", item.label)
-                       for item in items[part]] for part in items}
-    as_written = task.family == "own"  # your own queries may differ in case alone
-    test = drop_repeats(examples["test"], [], as_written)
-    pool = drop_repeats(examples["train"], test, as_written)
-    left_out = sum(map(len, examples.values())) - len(pool) - len(test)
-    if left_out and as_written:
-        say(f"{task.name}: {left_out} rows repeat a query and are left out")
-    if not pool or not test:
-        raise UserError(f"{name} has {len(pool)} training and {len(test)} test examples; it needs both")
-    if args.test < len(test):
-        test = random.Random(f"test-{args.seed}").sample(test, args.test)
-    tokens = [(new_tokens(tokenizer, pool[0].query, text) or [None])[0] for text in texts]
-    for i, token in enumerate(tokens):
-        if token in tokens[:i] or token is None:
-            others = " or ".join(other for other in ("digits", "words", "remap") if other != style)
-            raise UserError(f"the labels {texts[tokens.index(token)]!r} and {texts[i]!r} of {name} start "
-                            "with the same token under this model's tokenizer and cannot be told apart; "
-                            f"use --labels {others}")
-    return Data(task, pool, test, source, prompt, style, texts, tokens,
-                1 if texts else args.max_tokens or task.max_tokens)
+    rows = tasks.read_task(tasks.TASKS[tasks.STAND_INS[name]])
+    stand_in = rows.task.name
+    log(
+        f"warning: the hub cannot be reached, so {stand_in} ({rows.source}) stands in for {name}: "
+        "rated movie review snippets, other texts than SST-2's; results say so in `source`"
+    )
+    source = f"stand-in {stand_in}, {rows.source}"
+    return replace(rows, task=replace(rows.task, name=name), source=source)
 
 
-def drop_repeats(examples, others, as_written):
-    """Examples whose query is not in `others` nor repeated; case and spaces count only if `as_written`."""
-    kept, seen = [], set()
-    for i, example in enumerate([*others, *examples]):
-        key = example.query if as_written else " ".join(example.query.lower().split())
-        if key not in seen and i >= len(others):
+def word(item: readers.Item, prompt: str, texts: list[str]) -> Example:
+    """An item as a query and a response in this run's wording."""
+    text = item.text
+    if item.options:  # of multiple choice; they carry the labels' own texts
+        lines = [f"[{label.strip()}]{option}" for label, option in zip(texts, item.options)]
+        text = "\n".join([text, "Choices:", *lines])
+    query = prompt.format(text=text)
+    if texts:
+        return Example(query, texts[item.label], item.label)
+    return Example(query, f" {item.answer}")
+
+
+def drop_repeats(examples: list[Example], others: list[Example], as_written: bool) -> list[Example]:
+    """Examples whose query is neither in `others` nor repeated.
+
+    Case and spaces make a difference only if `as_written`.
+    """
+
+    def key(example):
+        return example.query if as_written else " ".join(example.query.lower().split())
+
+    seen = {key(example) for example in others}
+    kept = []
+    for example in examples:
+        if key(example) not in seen:
             kept.append(example)
-        seen.add(key)
+        seen.add(key(example))
     return kept
 
 
-def settings(data, few_shot):
-    """What a results row tells of the training data, to run it again and to tell it from others."""
-    return {"dataset": data.task.name, "source": data.source, "pool_data": digest(data.pool),
-            "prompt": data.prompt, "labels": data.label_style, "max_tokens": data.max_tokens,
-            "n": len(few_shot.train), "set": few_shot.number, "seed": few_shot.seed,
-            "train_data": digest(few_shot.train), "dev_data": digest(few_shot.dev)}
+def draw_test(task: Data, count: int, seed: int = 0, number: int = 0) -> Data:
+    """The task with `count` of its test queries, or all of them if there are fewer.
+
+    They are drawn anew for each few-shot set `number`, so that intervals over sets cover them.
+    """
+    if count >= len(task.test):
+        return task
+    return replace(task, test=random.Random(f"test-{seed}-{number}").sample(task.test, count))
 
 
-def held_out(data):
-    """What a results row tells of the test queries."""
-    return {"eval_dataset": data.task.name, "eval_source": data.source, "test": len(data.test),
-            "test_data": digest(data.test)}
+def unrelated_prompts(tokenizer, leave_out: list[Data], count: int = 200) -> list[list[int]]:
+    """Token ids of bundled texts that have nothing to do with the tasks, shortest first.
+
+    None where they cannot be fetched, which is said.
+    """
+    used = {task.task.snippets for task in leave_out}
+    names = [name for name in UNRELATED if tasks.TASKS[name].snippets not in used]
+    prompts = []
+    for name in names:
+        try:
+            rows = tasks.read_task(tasks.TASKS[name])
+        except UserError as error:
+            log(f"warning: what tuning changes elsewhere is not measured ({error})")
+            return []
+        for item in random.Random("unrelated").sample(rows.test, count // len(names)):
+            prompts.append(prompt_tokens(tokenizer, [], item.text))
+    return sorted(prompts, key=len)
 
 
-def digest(examples):
-    """A short sha256 of the texts of some examples, to tell in a results row which data it saw."""
-    texts = [[example.query, example.response] for example in examples]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+# ---- labels and tokens ---------------------------------------------------------------------------
 
 
-# ---- labels and tokens -------------------------------------------------------------------------------------
-
-
-def label_texts(task, style, seed, tokenizer):
+def label_texts(task: tasks.Task, style: str, seed: int, tokenizer) -> list[str]:
     """What follows the query for each label: `0`, ` negative`, or an arbitrary word drawn by seed.
 
-    Digits come without a space, as in the paper's `Label:0`, words with one, as in running text; labels that
-    are numbers themselves stay those numbers. The words of `remap` are those of one token; fewer labels get
-    the first words of more labels, so that tasks of one family share them. UserError: there are too few.
+    Digits come without a space, as in the paper's `Label:0`, words with one, as in running text;
+    labels that are numbers themselves stay those numbers. Tasks of one family share the words of
+    `remap`: fewer labels get the first words of more labels. Raises UserError if there are too few.
     """
     if style == "words":
         return [f" {label}" for label in task.labels]
     if style == "digits":
-        numbers = [label for label in task.labels if tasks.is_number(label)]
+        numbers = [label for label in task.labels if own.is_number(label)]
         if numbers and len(numbers) < len(task.labels):
-            raise UserError(f"with --labels digits the label {numbers[0]} of {task.name} would become "
-                            "another number; use --labels words or remap")
+            raise UserError(
+                f"with --labels digits the label {numbers[0]} of {task.name} would become another "
+                "number; use --labels words or remap"
+            )
         return numbers or [str(i) for i in range(len(task.labels))]
-    words = [f" {word}" for word in REMAP_WORDS if len(new_tokens(tokenizer, "Label:", f" {word}")) == 1]
-    if len(words) < len(task.labels):
-        raise UserError("this model's tokenizer knows too few of the words for --labels remap as one token; "
-                        "use --labels digits or words")
-    return random.Random(f"remap-{seed}").sample(words, len(words))[:len(task.labels)]
+    names = [f" {name}" for name in REMAP_WORDS]
+    single = [name for name in names if len(new_tokens(tokenizer, "Label:", name)) == 1]
+    if len(single) < len(task.labels):
+        raise UserError(
+            "this model's tokenizer knows too few of the words for --labels remap as one token; "
+            "use --labels digits or words"
+        )
+    return random.Random(f"remap-{seed}").sample(single, len(single))[: len(task.labels)]
 
 
-def prompt_tokens(tokenizer, demos, query):
-    """The tokens of the demos and the query, joined by blank lines; with no demos, of the query alone.
+def label_tokens(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> list[int]:
+    """The first token of each label behind a query.
 
-    With the beginning-of-sequence token where the tokenizer adds one, never with an end.
+    Raises UserError if two labels start with the same one; it names the styles that work.
     """
-    text = BLANK_LINE.join([*(demo.query + demo.response for demo in demos), query])
-    ids = tokenizer(text).input_ids
-    ended = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
-    return ids[:-1] if ended else ids
+    texts = label_texts(task, style, seed, tokenizer)
+    tokens = first_tokens(tokenizer, query, texts)
+    clash = same_start(tokens)
+    if clash is None:
+        return tokens
+    first, second = clash
+    others = []
+    for other in STYLES:
+        if other != style and tells_apart(task, other, seed, tokenizer, query):
+            others.append(other)
+    advice = f"use --labels {' or '.join(others)}" if others else "use another model"
+    raise UserError(
+        f"the labels {texts[first]!r} and {texts[second]!r} of {task.name} start with the same "
+        f"token under this model's tokenizer and cannot be told apart; {advice}"
+    )
 
 
-def new_tokens(tokenizer, query, response):
+def first_tokens(tokenizer, query: str, texts: list[str]) -> list[int | None]:
+    """The first token that each text adds behind a query, None where it adds none."""
+    tokens = []
+    for text in texts:
+        added = new_tokens(tokenizer, query, text)
+        tokens.append(added[0] if added else None)
+    return tokens
+
+
+def same_start(tokens: list[int | None]) -> tuple[int, int] | None:
+    """The numbers of the first two labels that cannot be told apart, or None."""
+    for i, token in enumerate(tokens):
+        if token is None:
+            return tokens.index(None), i
+        if token in tokens[:i]:
+            return tokens.index(token), i
+    return None
+
+
+def tells_apart(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> bool:
+    """Whether another style gives every label a first token of its own."""
+    try:
+        texts = label_texts(task, style, seed, tokenizer)
+    except UserError:
+        return False
+    return same_start(first_tokens(tokenizer, query, texts)) is None
+
+
+def prompt_tokens(tokenizer, demos: list[Example], query: str) -> list[int]:
+    """The tokens of the demos and the query, joined by blank lines; with no demos, of the query.
+
+    A demo's query and response are tokenised apart, so that the query ends as the last query does.
+    """
+    queries = [*(demo.query for demo in demos), query]
+    tokens = whole_tokens(tokenizer, queries[0])
+    for i, demo in enumerate(demos):
+        following = demo.response + BLANK_LINE + queries[i + 1]
+        tokens = tokens + new_tokens(tokenizer, demo.query, following)
+    return tokens
+
+
+def whole_tokens(tokenizer, text: str) -> list[int]:
+    """The tokens of a text: with the beginning-of-sequence token where the tokenizer adds one,
+    never with an end.
+    """
+    tokens = tokenizer(text).input_ids
+    ended = tokens and tokens[-1] == tokenizer.eos_token_id
+    if ended and not text.endswith(tokenizer.eos_token):
+        return tokens[:-1]
+    return tokens
+
+
+def new_tokens(tokenizer, query: str, response: str) -> list[int]:
     """The tokens that a response adds behind its query; alone, some tokenizers put a `▁` first."""
-    before, both = (prompt_tokens(tokenizer, [], text) for text in (query, query + response))
-    if both[:len(before)] == before:
-        return both[len(before):]
+    before = whole_tokens(tokenizer, query)
+    both = whole_tokens(tokenizer, query + response)
+    if both[: len(before)] == before:
+        return both[len(before) :]
     return tokenizer(response, add_special_tokens=False).input_ids
 
 
-# ---- few-shot sets -----------------------------------------------------------------------------------------
+def gold_tokens(tokenizer, example: Example, max_tokens: int) -> list[int]:
+    """The tokens of the true response Y: of a label the first, of a text all and the end token."""
+    tokens = new_tokens(tokenizer, example.query, example.response)
+    if example.label is not None:
+        return tokens[:1]
+    return [*tokens, tokenizer.eos_token_id][:max_tokens]
+
+
+def read_answers(
+    tokenizer, test: Data, responses: list[list[int]], ends: set[int]
+) -> tuple[list, list[bool]]:
+    """What each response (token ids) answers, by the task's parser, and whether it is right.
+
+    All is decoded up to the end token, special tokens in users' text too. The true response is also
+    compared as this tokenizer writes it back, since some change characters.
+    """
+    answers = []
+    right = []
+    for response, example in zip(responses, test.test):
+        written = response[:-1] if response and response[-1] in ends else response
+        text = tokenizer.decode(written).strip().split(BLANK_LINE)[0]
+        answer = test.task.parse(text)
+        same = test.task.same(answer, test.task.parse(example.response))
+        if not same:
+            tokens = tokenizer(example.response, add_special_tokens=False).input_ids
+            same = test.task.same(answer, test.task.parse(tokenizer.decode(tokens)))
+        answers.append(answer)
+        right.append(same)
+    return answers, right
+
+
+# ---- few-shot sets -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class FewShotSet:
     """n training examples and n // 2 dev examples; `number` tells the random draws apart.
 
-    `demos` is what ICL shows of the training examples: themselves, unless an experiment replaces them.
+    `demos` is what ICL shows of the training examples: themselves, unless a study replaces them.
     """
-    train: list
-    dev: list
-    demos: list
+
+    train: list[Example]
+    dev: list[Example]
+    demos: list[Example]
     number: int
     seed: int
 
 
-def few_shot_set(pool, n, number=0, seed=0, balanced=False):
-    """Draw few-shot set `number` from the pool, the same for the same seed; n = 2 is the start of n = 4.
+def few_shot_set(
+    pool: list[Example], n: int, number: int = 0, seed: int = 0, balanced: bool = False
+) -> FewShotSet:
+    """Draw few-shot set `number` from the pool by seed; n = 2 is the start of n = 4.
 
-    Random draws as in the paper, or `balanced`: the labels alternate, so their counts differ by one at most.
-    Training examples come from the front of a random order, dev examples from its back, so they never meet.
-    Raises UserError if n is below 2 or the pool is too small.
+    Draws are random as in the paper, or `balanced`: the labels alternate, so their counts differ by
+    one at most. Training examples come from the front of a random order, dev examples from its
+    back, so they never meet. Raises UserError if n is below 2 or the pool is too small.
     """
     if n < 2:
-        raise UserError(f"n must be at least 2, not {n}: each example needs another one as its demo")
-    rng, groups = random.Random(f"few-shot-{seed}-{number}"), {}
-    for example in pool:
-        groups.setdefault(example.label if balanced else None, []).append(example)
-    groups = [groups[label] for label in sorted(groups, key=lambda label: -1 if label is None else label)]
+        raise UserError(
+            f"n must be at least 2, not {n}: each example needs another one as its demo"
+        )
+    rng = random.Random(f"few-shot-{seed}-{number}")
+    groups = by_label(pool) if balanced else [list(pool)]
     rng.shuffle(groups)
     for group in groups:
         rng.shuffle(group)
-    if min(map(len, groups)) < math.ceil(n / len(groups)) + math.ceil(n // 2 / len(groups)):
-        raise UserError(f"n = {n} needs {n} training and {n // 2} dev examples, more than the pool of "
-                        f"{len(pool)} has{' of some label' if balanced else ''}; use a smaller --n")
-    train = [groups[i % len(groups)][i // len(groups)] for i in range(n)]
-    dev = [groups[i % len(groups)][-1 - i // len(groups)] for i in range(n // 2)]
+    check_pool(groups, n, balanced, len(pool))
+    train = []
+    for i in range(n):
+        train.append(groups[i % len(groups)][i // len(groups)])
+    dev = []
+    for i in range(n // 2):
+        dev.append(groups[i % len(groups)][-1 - i // len(groups)])
     return FewShotSet(train, dev, train, number, seed)
 
 
-def leave_one_out(few_shot, i):
-    """The demos of training example i: all others of its set, in a random order that depends on set and i."""
-    others = few_shot.demos[:i] + few_shot.demos[i + 1:]
+def balance(task: Data, asked: bool | None, default: bool) -> bool:
+    """Whether few-shot sets are balanced: as asked, or as suits the model; free text never is."""
+    if task.label_style is None:
+        return False
+    return default if asked is None else asked
+
+
+def by_label(pool: list[Example]) -> list[list[Example]]:
+    """The examples of each label, in the order of the labels; free text is one group."""
+    groups = {}
+    for example in pool:
+        groups.setdefault(example.label, []).append(example)
+    return [
+        groups[label] for label in sorted(groups, key=lambda label: -1 if label is None else label)
+    ]
+
+
+def check_pool(groups: list[list[Example]], n: int, balanced: bool, size: int) -> None:
+    """Raise UserError if a group has too few examples for its share of the set."""
+    needed = math.ceil(n / len(groups)) + math.ceil(n // 2 / len(groups))
+    smallest = min(groups, key=len)
+    if len(smallest) >= needed:
+        return
+    problem = (
+        f"n = {n} needs {n} training and {n // 2} dev examples, more than the pool of {size} has"
+    )
+    if balanced and len(groups) > 1:
+        label = smallest[0].response.strip()
+        raise UserError(f"{problem} of the label {label}; use a smaller --n or --no-balanced")
+    raise UserError(f"{problem}; use a smaller --n")
+
+
+def leave_one_out(few_shot: FewShotSet, i: int) -> list[Example]:
+    """The demos of training example i: all others of its set, in an order drawn by set and i."""
+    others = few_shot.demos[:i] + few_shot.demos[i + 1 :]
     random.Random(f"demos-{few_shot.seed}-{few_shot.number}-{i}").shuffle(others)
     return others
 
 
-def icl_demos(few_shot, block):
-    """All demos in a random order that depends on set and block, so that no single order stands for ICL."""
+def icl_demos(few_shot: FewShotSet, block: int) -> list[Example]:
+    """All demos in an order drawn by set and block, so that no single order stands for ICL."""
     rng = random.Random(f"icl-{few_shot.seed}-{few_shot.number}-{block}")
     return rng.sample(few_shot.demos, len(few_shot.demos))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries that run together: their numbers, shortest first, and their prompts."""
+
+    numbers: list[int]
+    prompts: list[list[int]]
+
+
+def query_blocks(
+    tokenizer, examples: list[Example], few_shot: FewShotSet | None = None
+) -> list[Block]:
+    """Blocks of held-out queries, behind the demos of `few_shot` or alone.
+
+    Behind demos a block is cut from the given order and shares one order of the demos, so that a
+    query's demos do not depend on the other queries' lengths. Alone, blocks hold similar lengths.
+    """
+    queries = [example.query for example in examples]
+    lengths = [len(prompt_tokens(tokenizer, [], query)) for query in queries]
+    order = list(range(len(queries)))
+    if few_shot is None:
+        order.sort(key=lambda i: lengths[i])
+    blocks = []
+    for start in range(0, len(order), BLOCK):
+        demos = icl_demos(few_shot, len(blocks)) if few_shot else []
+        numbers = sorted(order[start : start + BLOCK], key=lambda i: lengths[i])
+        prompts = [prompt_tokens(tokenizer, demos, queries[i]) for i in numbers]
+        blocks.append(Block(numbers, prompts))
+    return blocks
+
+
+# ---- what a results row tells of them ------------------------------------------------------------
+
+
+def training_settings(task: Data, few_shot: FewShotSet, balanced: bool) -> dict:
+    """What a results row tells of the training data, to run it again and to tell it from others."""
+    return {
+        "dataset": task.task.name,
+        "source": task.source,
+        "pool_data": digest(task.pool),
+        "prompt": task.prompt,
+        "labels": task.label_style,
+        "max_tokens": task.max_tokens,
+        "n": len(few_shot.train),
+        "set": few_shot.number,
+        "balanced": balanced,
+        "train_labels": [
+            example.response.strip() for example in few_shot.train if task.label_texts
+        ],
+        "dev_labels": [example.response.strip() for example in few_shot.dev if task.label_texts],
+        "seed": few_shot.seed,
+        "train_data": digest(few_shot.train),
+        "dev_data": digest(few_shot.dev),
+    }
+
+
+def test_settings(test: Data) -> dict:
+    """What a results row tells of the test queries."""
+    return {
+        "eval_dataset": test.task.name,
+        "eval_source": test.source,
+        "test": len(test.test),
+        "test_data": digest(test.test),
+    }
+
+
+def digest(examples: list[Example]) -> str:
+    """A short sum of the texts of some examples: which data a row saw."""
+    return records.digest([[example.query, example.response] for example in examples])

@@ -1,330 +1,635 @@
-"""IA2, ICL Activation Alignment (ICLR 2026): teach a model to work inside as it does with demos, then answer.
+"""IA2, ICL Activation Alignment (ICLR 2026): distil what demonstrations do inside a model into its
+weights, then fine-tune.
 
     python ia2.py --dataset sst2 --n 4
 
-It reads from top to bottom as the paper does: run the model and read its self-attention outputs; collect the
-targets A_ICL; the two losses; the training loop; evaluation; and main(), the whole experiment in order.
+The teacher is the model with demonstrations (demos) in its prompt, the student is the same model
+without them. IA2 trains LoRA until the student's self-attention outputs are the teacher's. Ordinary
+supervised fine-tuning (SFT) follows.
 
-Shapes: B batch, T tokens, L layers, G output positions of an example, N of a batch, d hidden, V vocabulary.
+Shapes: B batch, T tokens, L layers, G output positions of an example, N of a batch, d hidden size,
+V vocabulary.
 """
+
 import math
 import random
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 import data
 import lora
 import metrics
-from sources import models, offline, tasks
-from sources.offline import UserError, say
+from engine import cpu, models, peft_files, running
+from support import cli, records
+from support.cli import UserError, log
 
-# ---- 1. the model, and what its self-attention puts out ----------------------------------------------------
+# ---- 1. What self-attention puts out -------------------------------------------------------------
 
 
 @contextmanager
-def capture_outputs(model, rows, columns):
-    """Read the model at N output positions only; yields a list that a pass fills with L tensors (N, d).
+def read_attention(model, rows: list[int], columns: list[int]) -> Iterator[list[Tensor]]:
+    """Inside the block, a pass leaves what each self-attention block puts out at N positions: a
+    list of L tensors (N, d).
 
-    They are what each layer's self-attention block puts out (after W_O, before the residual add). The head,
-    too, gets the hidden states of these positions alone, so the logits are (1, N, V).
+    It is read after W_O and before the residual addition: the paper's SA(.).
     """
-    activations = []
+    outputs = []
 
-    def keep(module, inputs, output):
-        activations.append((output[0] if isinstance(output, tuple) else output)[rows, columns])
+    def hook(module, inputs, output):
+        hidden = output[0] if isinstance(output, tuple) else output  # (B, T, d)
+        outputs.append(hidden[rows, columns])
 
-    def narrow(module, inputs):
-        return (inputs[0][rows, columns][None],)
-
-    hooks = [layer.self_attn.register_forward_hook(keep) for layer in model.get_decoder().layers]
-    hooks.append(model.get_output_embeddings().register_forward_pre_hook(narrow))
+    handles = [layer.self_attn.register_forward_hook(hook) for layer in model.get_decoder().layers]
     try:
-        yield activations
+        yield outputs
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def forward(model, prompts, responses, demos=None, head=True):
-    """Run prompts with their responses, lists of token ids; for each, (activations (L, G, d), logits (G, V)).
+@dataclass
+class Reading:
+    """What the model did at the G positions that predict an example's response."""
 
-    The output positions are those that predict the response: the prompt's last token and all response tokens
-    but the last. Shorter rows are padded on the right, where a causal model never looks, so no mask is
-    needed. `demos` is a cache of what comes before every prompt; without `head` there are no logits (None).
+    activations: Tensor  # A (L, G, d)
+    logits: Tensor  # (G, V)
+
+
+def forward(model, prompts, responses=None, prefix=None, edit=None) -> list[Reading]:
+    """Run prompts followed by their responses (lists of token ids) in one batch; a Reading of each.
+
+    A response is predicted at the prompt's last token and at all its own tokens but the last.
+    Without responses, only the token after each prompt is predicted (G = 1). `prefix` is a cache of
+    tokens that stand before every prompt. With `edit` the pass goes on with other outputs of
+    self-attention (see `running.edit_attention`).
     """
-    sizes = [len(response) for response in responses]
-    rows = [torch.tensor(prompt + response[:-1]) for prompt, response in zip(prompts, responses)]
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)               # (B, T)
-    places = [(b, len(prompts[b]) - 1 + g) for b, size in enumerate(sizes) for g in range(size)]
-    at_rows, at_columns = torch.tensor(places, device=model.device).T                               # (N), (N)
-    past = models.for_rows(demos, len(prompts)) if demos else None
-    with capture_outputs(model, at_rows, at_columns) as captured:
-        run = model if head else model.get_decoder()
-        output = run(input_ids=tokens, past_key_values=past, use_cache=past is not None)
-    activations = torch.stack(captured).split(sizes, dim=1)                                        # (L, N, d)
-    return list(zip(activations, output.logits[0].split(sizes) if head else [None] * len(sizes)))
+    if responses is None:
+        inputs = prompts
+        sizes = [1] * len(prompts)
+    else:
+        inputs = [prompt + response[:-1] for prompt, response in zip(prompts, responses)]
+        sizes = [len(response) for response in responses]
+    rows, columns = [], []  # the N output positions of the batch
+    for b, (prompt, size) in enumerate(zip(prompts, sizes)):
+        rows += [b] * size
+        columns += range(len(prompt) - 1, len(prompt) - 1 + size)
+    tokens = running.pad_right(inputs, model.device)  # (B, T)
+    with (
+        running.edit_attention(model, rows, columns, edit),
+        read_attention(model, rows, columns) as outputs,
+    ):
+        logits = running.logits_at(model, tokens, rows, columns, prefix)  # (N, V)
+    activations = torch.stack(outputs)  # (L, N, d)
+    return [Reading(A, z) for A, z in zip(activations.split(sizes, dim=1), logits.split(sizes))]
 
 
-# ---- 2. targets: what ICL does inside (the paper's A_ICL) --------------------------------------------------
+# ---- 2. Targets: the teacher's activations, A_ICL ------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Target:
-    """One example, and what the ICL run of the base model leaves for it."""
-    prompt: list                # tokens of demos and query, I + X
-    query: list                 # tokens of the query alone, X
-    gold: list                  # tokens of the true response, Y
-    icl: list                   # tokens of the greedy response with demos, Yhat (G of them)
-    activations: torch.Tensor   # A_ICL (L, G, d): the attention outputs that predict Yhat, with demos
+    """One training example and what the teacher leaves for it."""
+
+    teacher_prompt: list[int]  # I + X, demos and query
+    student_prompt: list[int]  # X, all that the student sees
+    gold: list[int]  # Y, the true response
+    icl: list[int]  # Yhat, the teacher's own response
+    A_icl: Tensor  # (L, G, d), the teacher's activations where it predicts Yhat
 
 
 @torch.no_grad()
-def collect_target(model, tokenizer, example, demos, max_tokens):
-    """Answer one example with demos in the prompt, the adapter switched off, and keep the activations."""
-    prompt, query = (data.prompt_tokens(tokenizer, before, example.query) for before in (demos, []))
-    models.check_length(model, prompt, max_tokens)
+def collect_target(model, tokenizer, example, demos, max_tokens=1) -> Target:
+    """Let the teacher, the base model behind demos, answer an example; keep its activations."""
+    teacher_prompt = data.prompt_tokens(tokenizer, demos, example.query)
+    student_prompt = data.prompt_tokens(tokenizer, [], example.query)
+    gold = data.gold_tokens(tokenizer, example, max_tokens)
+    running.check_length(model, teacher_prompt, max_tokens)
     with lora.disable(model):
-        cache, rest = models.share_demos(model, [prompt])      # all but the prompt's last token, encoded once
-        response, = models.generate(model, tokenizer, rest, max_tokens, cache)
-        (activations, _), = forward(model, rest, [response], cache, head=False)
-    gold = data.new_tokens(tokenizer, example.query, example.response)  # of a label the first, of a text all
-    gold = gold[:1] if example.label is not None else [*gold, tokenizer.eos_token_id][:max_tokens]
-    return Target(prompt, query, gold, response, activations)
+        if max_tokens == 1:
+            [reading] = forward(model, [teacher_prompt])
+            icl = [reading.logits[0].argmax().item()]
+        else:
+            prefix, rests = running.share_prefix(model, [teacher_prompt])
+            [icl] = running.generate(model, tokenizer, rests, max_tokens, prefix)
+            [reading] = forward(model, rests, [icl], prefix)
+    return Target(teacher_prompt, student_prompt, gold, icl, reading.activations)
 
 
-def few_shot_targets(model, tokenizer, few_shot, max_tokens=1):
-    """Targets of the training examples, each with the others as demos (leave-one-out), and of the dev set."""
-    train = [collect_target(model, tokenizer, example, data.leave_one_out(few_shot, i), max_tokens)
-             for i, example in enumerate(few_shot.train)]
-    dev = [collect_target(model, tokenizer, example, few_shot.demos, max_tokens) for example in few_shot.dev]
-    return train, dev
-
-
-# ---- 3. losses ---------------------------------------------------------------------------------------------
-
-
-def ia2_loss(model, batch):
-    """L_IA2 = mean_i sum_l mean_{g,d} (A - A_ICL)^2, the paper's; A is read without demos over X + Yhat."""
-    outputs = forward(model, [target.query for target in batch], [target.icl for target in batch], head=False)
-    return sum((A.float() - target.activations.float()).square().mean(dim=(1, 2)).sum()
-               for (A, _), target in zip(outputs, batch)) / len(batch)
-
-
-def sft_loss(model, batch):
-    """L_SFT: cross-entropy of the true response without demos, mean over its tokens, then over examples."""
-    outputs = forward(model, [target.query for target in batch], [target.gold for target in batch])
-    return sum(F.cross_entropy(logits.float(), torch.tensor(target.gold, device=logits.device))
-               for (_, logits), target in zip(outputs, batch)) / len(batch)
-
-
-@torch.no_grad()
-def mean_loss(model, loss, targets, size=4):
-    """A loss over all targets, in batches so that memory is bounded."""
-    batches = [targets[i:i + size] for i in range(0, len(targets), size)]
-    return sum(loss(model, batch).item() * len(batch) for batch in batches) / len(targets)
-
-
-# ---- 4. training -------------------------------------------------------------------------------------------
-
-
-def train(model, loss, targets, dev, lr, epochs=50, name="", seed="0", size=4, patience=5):
-    """Minimise a loss over the adapter: Adam, early stopping on the dev loss, and back to the best adapter.
-
-    Returns {"name", "steps", "best_step", "dev_loss", "seconds", "history": [(step, loss, dev loss)]}. Raises
-    UserError when a loss is not finite.
+def few_shot_targets(model, tokenizer, few_shot, max_tokens=1) -> tuple[list[Target], list[Target]]:
+    """Targets of the training examples, each with the others as demos (leave-one-out), and of the
+    dev examples, with all training examples as demos.
     """
-    optimiser = torch.optim.Adam(lora.weights(model).values(), lr, fused=True)
-    rng, start, step = random.Random(f"batches-{seed}-{name}"), time.perf_counter(), 0
-    recent, history, steps_an_epoch = [], [], math.ceil(len(targets) / size)
-    best, state = {"dev_loss": mean_loss(model, loss, dev, size), "best_step": 0}, lora.get_state(model)
-    while step < epochs * steps_an_epoch and step - best["best_step"] < 2 * patience:
-        if step % steps_an_epoch == 0:
-            order = rng.sample(targets, len(targets))                       # a new order each epoch
-        batch, order = order[:size], order[size:]
-        value = loss(model, batch)
-        value.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        step, recent = step + 1, [*recent, value.item()]
+    targets = []
+    for i, example in enumerate(few_shot.train):
+        demos = data.leave_one_out(few_shot, i)
+        targets.append(collect_target(model, tokenizer, example, demos, max_tokens))
+    dev = []
+    for example in few_shot.dev:
+        dev.append(collect_target(model, tokenizer, example, few_shot.demos, max_tokens))
+    return targets, dev
+
+
+# ---- 3. Losses -----------------------------------------------------------------------------------
+
+
+def ia2_loss(model, batch: list[Target]) -> Tensor:
+    """L_IA2 = mean_i sum_l mean_{g,d} (A - A_ICL)^2: the student, fed X and Yhat, matches the
+    teacher inside. No true response is used.
+    """
+    prompts = [target.student_prompt for target in batch]
+    readings = forward(model, prompts, [target.icl for target in batch])
+    losses = []
+    for reading, target in zip(readings, batch):
+        difference = reading.activations.float() - target.A_icl.float()  # (L, G, d)
+        losses.append(difference.square().mean(dim=(1, 2)).sum())
+    return torch.stack(losses).mean()
+
+
+def sft_loss(model, batch: list[Target]) -> Tensor:
+    """L_SFT = -log p(Y | X), the mean over the tokens of Y, then over examples."""
+    prompts = [target.student_prompt for target in batch]
+    readings = forward(model, prompts, [target.gold for target in batch])
+    losses = []
+    for reading, target in zip(readings, batch):
+        gold = torch.tensor(target.gold, device=reading.logits.device)
+        losses.append(F.cross_entropy(reading.logits.float(), gold))
+    return torch.stack(losses).mean()
+
+
+# A method is a path of stages; each stage trains the adapter that the path before it left.
+METHODS = {
+    "sft": (sft_loss,),
+    "ia2": (ia2_loss,),
+    "ia2-sft": (ia2_loss, sft_loss),
+}
+
+# ---- 4. Training ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Recipe:
+    """How a stage is trained."""
+
+    lr: float = 3e-4
+    epochs: int = 50
+    batch_size: int = 4
+    patience: int = 5  # readings of the dev loss without improvement, then training stops
+    keep: str = "best"  # the adapter with the lowest dev loss, or the "last"
+    seed: str = "0-0"  # of the order of the examples
+
+
+@dataclass
+class Stage:
+    """How a stage of training went."""
+
+    name: str
+    history: list[tuple[int, float, float]] = field(default_factory=list)  # step, loss, dev loss
+    first_loss: float = math.nan  # of the first batch, before any step
+    steps: int = 0
+    kept_step: int = 0  # the step whose adapter was kept
+    dev_loss: float = math.inf  # of that adapter
+    seconds: float = 0.0
+
+
+def train(model, loss_fn: Callable, targets, dev, recipe: Recipe) -> Stage:
+    """Minimise a loss over the adapter with Adam.
+
+    The dev loss is read every second step and at the end of each epoch; training stops after
+    `patience` readings without improvement. The adapter with the lowest dev loss of those read is
+    put back, never the one that the stage began with. Raises UserError if a loss is not finite.
+    """
+    stage = Stage(loss_fn.__name__.removesuffix("_loss"))
+    optimizer = torch.optim.Adam(lora.weights(model).values(), recipe.lr, fused=True)
+    steps_an_epoch = math.ceil(len(targets) / recipe.batch_size)
+    start = time.perf_counter()
+    recent = []  # training losses since the last reading
+    worse = 0  # readings since the best one
+    for step, batch in enumerate(batches(targets, recipe, stage.name), start=1):
+        loss = loss_fn(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        recent.append(loss.item())
         if step == 1:
-            say(f"{name}: first loss {value.item():.4f}")
-        if step % 2 == 0 or step == epochs * steps_an_epoch:
-            dev_loss, seconds = mean_loss(model, loss, dev, size), round(time.perf_counter() - start, 2)
-            if not math.isfinite(sum(recent) + dev_loss):
-                raise UserError(f"the {name} loss is {recent[-1]} and the dev loss {dev_loss} at step {step};"
-                                " training has diverged: use a smaller --lr")
-            history, recent = [*history, (step, sum(recent) / len(recent), dev_loss)], []
-            if dev_loss < best["dev_loss"]:
-                best, state = {"dev_loss": dev_loss, "best_step": step}, lora.get_state(model)
-            say(f"{name}: step {step}, loss {history[-1][1]:.4g}, dev loss {dev_loss:.4g}, {seconds:.1f} s")
-    lora.set_state(model, state)
-    return {"name": name, "steps": step, **best, "seconds": seconds, "history": history}
+            stage.first_loss = loss.item()
+        if step % 2 and step % steps_an_epoch:
+            continue
+        dev_loss = mean_loss(model, loss_fn, dev)
+        stage.history.append((step, sum(recent) / len(recent), dev_loss))
+        stage.steps = step
+        recent.clear()
+        check_and_log(stage)
+        worse += 1
+        if dev_loss < stage.dev_loss:
+            stage.dev_loss = dev_loss
+            stage.kept_step = step
+            best = lora.state(model)
+            worse = 0
+        if worse == recipe.patience:
+            break
+    if recipe.keep == "best":
+        lora.load_state(model, best)
+    else:
+        stage.kept_step = stage.steps
+        stage.dev_loss = dev_loss
+    stage.seconds = time.perf_counter() - start
+    return stage
 
 
-# ---- 5. evaluation -----------------------------------------------------------------------------------------
+def batches(targets, recipe: Recipe, name: str) -> Iterator[list[Target]]:
+    """The batches of all epochs; each epoch has the examples in a new order."""
+    rng = random.Random(f"batches-{recipe.seed}-{name}")
+    for _ in range(recipe.epochs):
+        order = rng.sample(targets, len(targets))
+        for start in range(0, len(order), recipe.batch_size):
+            yield order[start : start + recipe.batch_size]
 
-BLOCK = 16           # queries that share one order of the demos, encoded once
-COMPARED = (200, 8)  # queries whose activations are compared: of label tasks, of free text (G times larger)
+
+@torch.no_grad()
+def mean_loss(model, loss_fn: Callable, targets, batch_size=4) -> float:
+    """A loss over all targets, a few at a time so that memory is bounded."""
+    total = 0.0
+    for start in range(0, len(targets), batch_size):
+        batch = targets[start : start + batch_size]
+        total += loss_fn(model, batch).item() * len(batch)
+    return total / len(targets)
 
 
-@dataclass(frozen=True)
+def check_and_log(stage: Stage) -> None:
+    """Stop at a loss that is not finite; print every fifth reading."""
+    step, loss, dev_loss = stage.history[-1]
+    if not math.isfinite(loss + dev_loss):
+        raise UserError(
+            f"the {stage.name} loss is {loss} and the dev loss {dev_loss} at step {step}; training "
+            "has diverged: use a smaller --lr"
+        )
+    if len(stage.history) % 5 == 1:
+        log(f"{stage.name}: step {step}, loss {loss:.4g}, dev loss {dev_loss:.4g}")
+
+
+@dataclass
+class Trained:
+    """Where a path of stages ended."""
+
+    adapter: dict[str, Tensor]
+    stages: list[Stage]
+
+
+def follow(model, path: tuple, targets, dev, recipe: Recipe, trained: dict) -> list[Stage]:
+    """Train a path's stages one after the other and leave the last adapter on the model.
+
+    `trained` maps paths to where they ended, () to the start. What is in it is not trained again.
+    """
+    for length in range(1, len(path) + 1):
+        part = path[:length]
+        before = trained[part[:-1]]
+        if part not in trained:
+            lora.load_state(model, before.adapter)
+            stage = train(model, part[-1], targets, dev, recipe)
+            trained[part] = Trained(lora.state(model), [*before.stages, stage])
+    lora.load_state(model, trained[path].adapter)
+    return trained[path].stages
+
+
+# ---- 5. Evaluation -------------------------------------------------------------------------------
+
+COMPARED_TEXTS = 8  # free-text queries whose activations are compared: they are G times larger
+
+
+@dataclass
 class Evaluation:
-    """What one state of the model did on a test. ICL's is what the others are compared with."""
+    """What one state of the model did on the test queries of a task."""
+
     scores: dict
-    answers: list       # the answer to each query: a token, or what the parser found in the text
-    responses: list     # its tokens
-    activations: list   # (L, G, d) for the first queries, over ICL's response
+    answers: list  # to each query: a token, or what the parser finds in the text
+    confidence: list  # the probability of that token; None for free text
+    responses: list[list[int]]
+    activations: list[Tensor]  # (L, G, d) of each query, of free text of the first ones
+    label_answers: metrics.LabelAnswers | None = None  # what the scores of a label task are made of
+
+
+def evaluate(model, tokenizer, test, few_shot=None, icl=None, edit=None) -> Evaluation:
+    """Answer the held-out queries of `test`, behind the demos of `few_shot` (ICL) or alone.
+
+    `icl` is ICL's Evaluation. Of free text, activations are read over ICL's responses, so that both
+    can be compared; a label's are read where its one token is predicted. `edit` changes what
+    self-attention puts out there (see `running.edit_attention`).
+    """
+    if test.label_tokens:
+        return evaluate_labels(model, tokenizer, test, few_shot, edit)
+    return evaluate_texts(model, tokenizer, test, few_shot, icl, edit)
+
+
+@dataclass
+class Pass:
+    """Queries that run together."""
+
+    numbers: list[int]
+    prompts: list[list[int]]  # whole
+    rests: list[list[int]]  # what is left of them behind the prefix
+    prefix: object  # the cache of what they share, or None
+
+
+def passes(model, tokenizer, test, few_shot=None, size=data.BLOCK) -> Iterator[Pass]:
+    """The test queries, `size` at a time; demos are encoded once for a block of queries."""
+    blocks = data.query_blocks(tokenizer, test.test, few_shot)
+    for block in tqdm(blocks, unit="block", leave=False, disable=None):
+        running.check_length(model, max(block.prompts, key=len), test.max_tokens)
+        prefix = None
+        rests = block.prompts
+        if few_shot:
+            prefix, rests = running.share_prefix(model, block.prompts)
+        for start in range(0, len(rests), size):
+            part = slice(start, start + size)
+            yield Pass(block.numbers[part], block.prompts[part], rests[part], prefix)
+
+
+@dataclass
+class NextToken:
+    """What a label task needs of one query's Reading: the rest of the vocabulary is let go."""
+
+    token: int
+    confidence: float
+    label_logprobs: Tensor  # (C)
+    activations: Tensor  # (L, 1, d)
+
+
+def next_token(reading: Reading, label_tokens: list[int]) -> NextToken:
+    """The likeliest next token, its probability, and the labels' log-probabilities."""
+    logprobs = reading.logits[0].float().log_softmax(-1)  # (V)
+    best = logprobs.max(-1)
+    labels = logprobs[label_tokens].cpu()
+    return NextToken(best.indices.item(), best.values.exp().item(), labels, reading.activations)
 
 
 @torch.no_grad()
-def evaluate(model, tokenizer, test, few_shot=None, icl=None, batch_size=None):
-    """Answer the held-out queries of `test`, a data.Data, with the demos of `few_shot` (ICL) or without.
-
-    With `icl`, ICL's Evaluation of the same queries, the scores hold `asim` to its activations (the mean, and
-    by layer) and `agreement`, the share of queries with its answer. In label tasks `batch_size` queries of
-    similar length run together (a block, behind demos half of it); texts are written a block at a time.
-    """
-    found = answer_labels(model, tokenizer, test, few_shot, batch_size) if test.label_tokens else \
-        answer_texts(model, tokenizer, test, few_shot, icl)
-    reference = icl or (found if few_shot else None)
-    if reference:
-        pairs = zip(found.activations, reference.activations)
-        layers = torch.stack([metrics.asim(A, A_icl).mean(1) for A, A_icl in pairs]).mean(0).tolist()    # (L)
-        same = [a == b for a, b in zip(found.answers, reference.answers)]
-        found.scores.update(asim=sum(layers) / len(layers), asim_layers=[round(value, 6) for value in layers],
-                            agreement=sum(same) / len(same))
-    return found
-
-
-def answer_labels(model, tokenizer, test, few_shot, batch_size):
-    """The next token after each query, its probability and the labels'; the activations with it."""
-    readings, labels = {}, test.label_tokens
-    for batch, _, rests, demos in query_batches(model, tokenizer, test, few_shot, batch_size):
-        for i, (A, logits) in zip(batch, forward(model, rests, [[0]] * len(batch), demos)):            # G = 1
-            probabilities = logits[0].float().softmax(-1)                                                # (V)
-            confidence, token = probabilities.max(-1)
-            readings[i] = (token.item(), confidence.item(), logits[0, labels].tolist(),
-                           probabilities[labels].sum().item(), A if i < COMPARED[0] else None)
-    tokens, *figures, activations = zip(*(readings[i] for i in range(len(readings))))
-    scores = metrics.label_scores(tokens, *figures, labels, [example.label for example in test.test])
-    return Evaluation(scores, list(tokens), [[token] for token in tokens], activations[:COMPARED[0]])
-
-
-def answer_texts(model, tokenizer, test, few_shot, icl):
-    """Greedy answers up to a blank line, parsed and compared; activations in passes of their own."""
-    task, prompts, found = test.task, {}, {}
-    for batch, whole, rests, demos in query_batches(model, tokenizer, test, few_shot, BLOCK):
-        prompts.update(zip(batch, whole))
-        tokens = models.generate(model, tokenizer, rests, test.max_tokens, demos, data.BLANK_LINE)
-        found.update(zip(batch, tokens))
-    responses = [found[i] for i in range(len(found))]
-    texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in responses]
-    answers = [task.parse(text.split(data.BLANK_LINE)[0]) for text in texts]
-    right = [task.same(answer, task.parse(example.response)) for answer, example in zip(answers, test.test)]
-    activations = [forward(model, [prompts[i]], [response], head=False)[0][0]
-                   for i, response in zip(range(COMPARED[1]), icl.responses if icl else responses)]
-    return Evaluation({"accuracy": sum(right) / len(right)}, answers, responses, activations)
-
-
-def query_batches(model, tokenizer, test, few_shot, size):
-    """Yield what runs together: (numbers of queries of similar length, prompts, the rests of the prompts
-    behind the demos, the demos' cache).
-
-    With demos a block is cut from the given order, so that a query's demos do not depend on the batch size.
-    """
-    queries, size = [example.query for example in test.test], size or (BLOCK // 2 if few_shot else BLOCK)
-    lengths = [len(data.prompt_tokens(tokenizer, [], query)) for query in queries]
-    order = range(len(queries)) if few_shot else sorted(range(len(queries)), key=lengths.__getitem__)
-    for k in tqdm(range(math.ceil(len(queries) / BLOCK)), unit="block", leave=False, disable=None):
-        block = sorted(order[k * BLOCK:(k + 1) * BLOCK], key=lengths.__getitem__)
-        demos = data.icl_demos(few_shot, k) if few_shot else []
-        prompts = [data.prompt_tokens(tokenizer, demos, queries[i]) for i in block]
-        models.check_length(model, max(prompts, key=len), test.max_tokens)
-        cache, rests = models.share_demos(model, prompts) if few_shot else (None, prompts)
-        for i in range(0, len(block), size):
-            yield block[i:i + size], prompts[i:i + size], rests[i:i + size], cache
-
-
-# ---- 6. the experiment -------------------------------------------------------------------------------------
+def evaluate_labels(model, tokenizer, test, few_shot=None, edit=None) -> Evaluation:
+    """The next token after each query is the answer; its activations come from the same pass."""
+    found = {}
+    size = data.BLOCK // 2 if few_shot else data.BLOCK  # similar lengths: less padding
+    for each in passes(model, tokenizer, test, few_shot, size):
+        readings = forward(model, each.rests, None, each.prefix, edit)
+        for number, reading in zip(each.numbers, readings):
+            found[number] = next_token(reading, test.label_tokens)
+    ordered = [found[number] for number in range(len(test.test))]
+    tokens = [each.token for each in ordered]
+    confidence = [each.confidence for each in ordered]
+    answers = metrics.LabelAnswers(
+        tokens=torch.tensor(tokens),
+        confidence=torch.tensor(confidence),
+        label_logprobs=torch.stack([each.label_logprobs for each in ordered]),
+        label_tokens=torch.tensor(test.label_tokens),
+        labels=torch.tensor([example.label for example in test.test]),
+    )
+    scores = {**metrics.label_scores(answers), "outcomes": metrics.outcomes(answers)}
+    activations = [each.activations for each in ordered]
+    responses = [[token] for token in tokens]
+    return Evaluation(scores, tokens, confidence, responses, activations, answers)
 
 
 @torch.no_grad()
-def prepare(args):
-    """Load what a command names: (training Data, [test Data], tokenizer, model with an adapter, settings)."""
-    names = list(dict.fromkeys(args.eval or [args.dataset]))
-    for name in (args.dataset, *names):
-        tasks.find_task(name)  # an unknown name is told before anything is loaded
-    found = models.find(args.model, args.device)
-    tokenizer, entry = found.tokenizer, found.entry
-    train_data = data.load(args.dataset, tokenizer, args, entry.plain, args.labels, entry.labels)
-    tests = [train_data if name == args.dataset else
-             data.load(name, tokenizer, args, entry.plain, train_data.label_style) for name in names]
-    for test in tests:
-        tasks.check_pair(train_data.task, test.task)
-    offline.make_out(args.out)
-    model = models.load_model(found)
-    prompt = torch.tensor([data.prompt_tokens(tokenizer, [], train_data.pool[0].query)], device=model.device)
-    before = model(prompt).logits
-    lora.add(model, args.rank, alpha=args.rank)
-    weights = lora.weights(model).values()
-    for weight in weights:
-        weight.fill_(0.1)  # whatever an adapter holds: switched off, it must not show
+def evaluate_texts(model, tokenizer, test, few_shot=None, icl=None, edit=None) -> Evaluation:
+    """Greedy texts up to a blank line, parsed and compared; activations in passes of their own."""
+    prompts = {}
+    texts = {}
+    for each in passes(model, tokenizer, test, few_shot):
+        prompts.update(zip(each.numbers, each.prompts))
+        with running.edit_attention(model, slice(None), -1, edit):
+            generated = running.generate(
+                model, tokenizer, each.rests, test.max_tokens, each.prefix, data.BLANK_LINE
+            )
+        texts.update(zip(each.numbers, generated))
+    responses = [texts[number] for number in range(len(test.test))]
+    ends = running.end_tokens(model, tokenizer)
+    answers, right = data.read_answers(tokenizer, test, responses, ends)
+    compared = icl.responses if icl else responses
+    activations = []
+    for number, response in enumerate(compared[:COMPARED_TEXTS]):
+        [reading] = forward(model, [prompts[number]], [response], edit=edit)
+        activations.append(reading.activations)
+    scores = {"accuracy": sum(right) / len(right), "outcomes": right}
+    return Evaluation(scores, answers, [None] * len(answers), responses, activations)
+
+
+def compare(evaluation: Evaluation, icl: Evaluation) -> dict:
+    """Its scores, and how near it is to ICL: inside (`asim`, also with each side's mean over the
+    queries taken off), and in its answers (`agreement`).
+    """
+    by_query = []
+    for A, A_icl in zip(evaluation.activations, icl.activations):
+        by_query.append(metrics.asim(A, A_icl).mean(dim=1))  # (L)
+    layers = torch.stack(by_query).mean(dim=0).tolist()
+    centred = metrics.asim_centred(evaluation.activations, icl.activations)  # (L)
+    same = [answer == other for answer, other in zip(evaluation.answers, icl.answers)]
+    return {
+        **evaluation.scores,
+        "asim": sum(layers) / len(layers),
+        "asim_layers": [round(value, 6) for value in layers],
+        "asim_centred": centred.mean().item(),
+        "agreement": sum(same) / len(same),
+    }
+
+
+@torch.no_grad()
+def next_logprobs(model, prompts, edit=None) -> Tensor:
+    """Log-probabilities (Q, V) of the token after each prompt."""
+    rows = []
+    for start in range(0, len(prompts), data.BLOCK):
+        for reading in forward(model, prompts[start : start + data.BLOCK], edit=edit):
+            rows.append(reading.logits[0].float().log_softmax(-1))
+    return torch.stack(rows)
+
+
+# ---- 6. The experiment ---------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The paper's experiment on one few-shot set: baselines, targets, and each method's stages."""
+    parser = cli.experiment_parser(SUMMARY, ("base", "icl", *METHODS), tuple(METHODS))
+    args = parser.parse_args(argv)
+    records.make_out(args.out)
+    choice = models.find(args.model, args.device)
+    options = data.Options.of(args, choice.entry)
+    setup = set_up(choice, [args.dataset, *(args.eval or [])], options, args.rank)
+    model, tokenizer, task = setup.model, setup.tokenizer, setup.task
+    balanced = data.balance(task, args.balanced, choice.entry.balanced)
+    few_shot = data.few_shot_set(task.pool, args.n, args.set, args.seed, balanced)
+    tests = [data.draw_test(test, args.test, args.seed, args.set) for test in setup.tests]
+
     with lora.disable(model):
-        same = torch.equal(before, model(prompt).logits)
-    lora.reset(model)
-    say(f"{sum(map(torch.numel, weights)):,} weights are trained; adapter off equals base: {same}")
-    balanced = train_data.label_style and (entry.balanced if args.balanced is None else args.balanced)
-    settings = {"model": found.name, "model_hash": found.fingerprint, "dtype": str(model.dtype)[6:],
-                "balanced": bool(balanced), "demos": "own"}
-    return train_data, tests, tokenizer, model, settings
+        icl = evaluate_all(model, tokenizer, tests, few_shot)
+        base = evaluate_all(model, tokenizer, tests, icl=icl)
+    settings = {**setup.settings, **data.training_settings(task, few_shot, balanced)}
+    results = Results(args.out, settings, cli.command_line(argv), tests, icl)
+    results.add("base", base)
+    results.add("icl", icl)
+
+    targets, dev = few_shot_targets(model, tokenizer, few_shot, task.max_tokens)
+    recipe = Recipe(args.lr, args.epochs, keep=args.keep, seed=f"{args.seed}-{args.set}")
+    lora.reset(model, seed=1000 * args.seed + args.set)
+    trained = {(): Trained(lora.state(model), [])}
+    for method, path in METHODS.items():
+        if method in args.methods:
+            stages = follow(model, path, targets, dev, recipe, trained)
+            evaluations = evaluate_all(model, tokenizer, tests, icl=icl)
+            training = describe(setup, few_shot, recipe, stages, targets, dev)
+            results.add(method, evaluations, training)
+    print(results.text(tokenizer, model))
 
 
-def record(args, settings, method, tests, evaluations, stages=(), model=None, dev=(), **extra):
-    """Append a method's rows, one a test, to the results file, and save the adapter of a trained one."""
-    settings, training = {**settings, "method": method, "lr": None, "rank": None, "epochs": None}, {}
-    if stages:
-        settings.update(lr=args.lr, rank=args.rank, epochs=args.epochs)
-        training = {"dev_gold_loss": mean_loss(model, sft_loss, dev), "stages": stages, **extra}
-    results = [{**data.held_out(test), **found.scores} for test, found in zip(tests, evaluations)]
-    return offline.record(args.out, settings, training, results, lambda folder: lora.save(model, folder))
+# ---- 7. Around it: set-up, and what is written down ----------------------------------------------
+
+SUMMARY = __doc__.split("\n\n")[0]
+NOTE = "Compare ia2-sft with sft and with icl: accuracy, NLL, and how near to icl inside (asim)."
 
 
-def main(argv=None):
-    """The experiment in the paper's order: baselines, targets, SFT alone, IA2, and SFT going on from IA2."""
-    args = offline.options(__doc__.split("\n")[0]).parse_args(argv)
-    train_data, tests, tokenizer, model, settings = prepare(args)
-    few_shot = data.few_shot_set(train_data.pool, args.n, args.set, args.seed, settings["balanced"])
-    settings.update(data.settings(train_data, few_shot))
-    seed, first = f"{args.seed}-{args.set}", 1000 * args.seed + args.set    # of the batches, and of LoRA's A
-    with lora.disable(model):                                               # the two baselines
-        icl = [evaluate(model, tokenizer, test, few_shot) for test in tests]
-        base = [evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
-    rows = record(args, settings, "base", tests, base) + record(args, settings, "icl", tests, icl)
-    targets, dev = few_shot_targets(model, tokenizer, few_shot, train_data.max_tokens)  # A_ICL, leave-one-out
+@dataclass
+class Setup:
+    """A model with an adapter that changes nothing yet, and what it is trained and tested on."""
 
-    if "sft" in args.methods:                                               # SFT alone
-        lora.reset(model, first)
-        sft = train(model, sft_loss, targets, dev, args.lr, args.epochs, "sft", seed)
-        found = [evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
-        rows += record(args, settings, "sft", tests, found, [sft], model, dev)
-    if "ia2" in args.methods or "ia2-sft" in args.methods:                  # IA2: work inside as with demos,
-        lora.reset(model, first)
-        ia2 = train(model, ia2_loss, targets, dev, args.lr, args.epochs, "ia2", seed)
-    if "ia2" in args.methods:
-        found = [evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
-        rows += record(args, settings, "ia2", tests, found, [ia2], model, dev)
-    if "ia2-sft" in args.methods:                                           # and then answer
-        sft = train(model, sft_loss, targets, dev, args.lr, args.epochs, "sft", seed)
-        found = [evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
-        rows += record(args, settings, "ia2-sft", tests, found, [ia2, sft], model, dev)
-    print(offline.table(rows))
+    model: torch.nn.Module
+    tokenizer: object
+    task: data.Data
+    tests: list[data.Data]  # with all their queries
+    rank: int  # of the adapter
+    settings: dict  # what every row says of the model
+    unrelated: list[list[int]]  # prompts that have nothing to do with the task
+    unrelated_logprobs: Tensor | None  # (Q, V), of the base model after them
+
+
+def set_up(choice, names: list[str], options: data.Options, rank: int) -> Setup:
+    """Load the tasks `names`, the first to train on and the others to test on, then the model: what
+    is wrong with the data is told before a large model is loaded.
+    """
+    task, tests = data.load_with_tests(names[0], names[1:], choice.tokenizer, options)
+    unrelated = data.unrelated_prompts(choice.tokenizer, leave_out=[task, *tests])
+    model = models.load_model(choice)
+    cpu.speed_up(model)
+    lora.add(model, rank, alpha=rank)
+    with lora.disable(model):
+        logprobs = next_logprobs(model, unrelated) if unrelated else None
+    settings = {
+        "model": choice.name,
+        "model_hash": choice.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    return Setup(model, choice.tokenizer, task, tests, rank, settings, unrelated, logprobs)
+
+
+def evaluate_all(model, tokenizer, tests, few_shot=None, icl=None, edit=None) -> list[Evaluation]:
+    """An Evaluation on each test; `icl` are ICL's."""
+    evaluations = []
+    for i, test in enumerate(tests):
+        reference = icl[i] if icl else None
+        evaluations.append(evaluate(model, tokenizer, test, few_shot, reference, edit))
+    return evaluations
+
+
+def forgetting(setup: Setup, edit=None) -> float | None:
+    """How far tuning moved the model elsewhere: mean KL(base || now) of the next token after texts
+    that have nothing to do with the task, in nats.
+    """
+    if not setup.unrelated:
+        return None
+    now = next_logprobs(setup.model, setup.unrelated, edit)
+    return metrics.mean_kl(setup.unrelated_logprobs, now)
+
+
+@dataclass
+class Training:
+    """What the rows of a trained method tell beyond its scores."""
+
+    settings: dict  # how it was trained
+    left: dict  # what training left
+    save: Callable  # writes the adapter into a folder
+
+
+def describe(setup: Setup, few_shot, recipe: Recipe, stages, targets, dev) -> Training:
+    """The Training of the adapter that is on the model."""
+    model = setup.model
+    settings = {
+        "lr": recipe.lr,
+        "rank": setup.rank,
+        "epochs": recipe.epochs,
+        "keep": recipe.keep,
+    }
+    left = {
+        "stages": [asdict(stage) for stage in stages],
+        "dev_gold_loss": mean_loss(model, sft_loss, dev),
+        "teacher_right": teacher_right(setup, few_shot, targets),
+        "forgets": forgetting(setup),
+    }
+    return Training(settings, left, lambda folder: peft_files.save(model, folder))
+
+
+def teacher_right(setup: Setup, few_shot, targets: list[Target]) -> float:
+    """The share of training examples that the leave-one-out teacher answers right."""
+    if setup.task.label_tokens:
+        right = [target.icl == target.gold for target in targets]
+    else:
+        examples = replace(setup.task, test=few_shot.train)
+        ends = running.end_tokens(setup.model, setup.tokenizer)
+        responses = [target.icl for target in targets]
+        _, right = data.read_answers(setup.tokenizer, examples, responses, ends)
+    return sum(right) / len(right)
+
+
+class Results:
+    """Writes a method's rows and adapter as soon as they are there; tells all at the end."""
+
+    def __init__(self, out: str, settings: dict, command: str, tests, icl: list[Evaluation]):
+        self.out = out
+        self.settings = settings
+        self.command = command
+        self.tests = tests
+        self.icl = icl
+        self.rows: list[dict] = []
+        self.evaluations: dict[str, list[Evaluation]] = {}
+
+    def add(self, method: str, evaluations: list[Evaluation], training=None) -> None:
+        """A row for each test."""
+        settings = {**self.settings, "method": method, **(training.settings if training else {})}
+        scores = []
+        for test, evaluation, reference in zip(self.tests, evaluations, self.icl):
+            scores.append({**data.test_settings(test), **compare(evaluation, reference)})
+        left = training.left if training else None
+        save = training.save if training else None
+        self.rows += records.add_rows(self.out, settings, scores, self.command, left, save)
+        self.evaluations[method] = evaluations
+
+    def text(self, tokenizer, model) -> str:
+        """Three queries with each method's answer, the table, and `key: value` lines."""
+        samples = {}
+        for method, [evaluation, *_] in self.evaluations.items():
+            samples[method] = sample_answers(tokenizer, evaluation)
+        queries = [(example.query, example.response) for example in self.tests[0].test]
+        memory = running.peak_memory(model.device)
+        parts = [
+            records.show_samples(queries, samples),
+            records.table(self.rows, NOTE),
+            records.key_values(self.rows, memory),
+        ]
+        return "\n\n".join(parts)
+
+
+def sample_answers(tokenizer, evaluation: Evaluation, count: int = 3) -> list[str]:
+    """The answers to the first queries as text, those of label tasks with their confidence."""
+    texts = []
+    for answer, confidence in zip(evaluation.answers[:count], evaluation.confidence):
+        if confidence is None:
+            texts.append(str(answer))
+        else:
+            texts.append(f"{tokenizer.decode([answer])!r} {confidence:.2f}")
+    return texts
 
 
 if __name__ == "__main__":
-    sys.exit(offline.run_main(main, lora.LoRAError))
+    sys.exit(cli.run_main(main, lora.LoRAError))

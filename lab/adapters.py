@@ -1,61 +1,201 @@
-"""Test a saved adapter, ours or PEFT's: `python -m lab.adapters runs/.../ia2-sft --eval movies tweets`.
+"""Test a saved adapter, ours or PEFT's, or merge it into its model.
 
-Model, labels and task are by default those of its training, where the folder tells them.
+    python -m lab.adapters runs/.../ia2-sft --eval movies tweets
+    python -m lab.adapters runs/.../ia2-sft --merge merged
+
+Model, labels and task are by default those of its training, where the folder tells them. A merged
+model needs neither this project nor PEFT: any program that reads transformers' models serves it.
 """
+
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import data
 import ia2
 import lora
-from sources import models, offline, tasks
-from sources.offline import UserError
+from engine import cpu, models, peft_files
+from lab import variants
+from support import cache, cli, records
+from support.cli import UserError, log
 
-TRAINING = ("--dataset", "--n", "--set", "--lr", "--methods", "--balanced", "--epochs", "--rank", "--out")
+# Options of training, which an adapter has behind it.
+TRAINING = (
+    "--dataset",
+    "--n",
+    "--set",
+    "--lr",
+    "--methods",
+    "--balanced",
+    "--epochs",
+    "--keep",
+    "--rank",
+    "--out",
+)
 
-def read_settings(folder):
-    """(settings of the training as far as known, name of the model) of the adapter in `folder`."""
-    settings, config = {}, {}
-    for name, found in (("training.json", settings), ("adapter_config.json", config)):
-        try:
-            found.update(json.loads(Path(folder, name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # PEFT's have no training.json; lora.load says more
-            pass
-    hub = config.get("base_model_name_or_path")
-    known = next((name for name, entry in models.MODELS.items() if entry.hub == hub), hub)
-    return settings, settings.get("model") or known
+# ---- what a folder tells -------------------------------------------------------------------------
 
-def main():
-    parser = offline.options(__doc__.split("\n")[0], leave_out=TRAINING)
-    parser.add_argument("folder", help="the adapter's folder")
-    args = parser.parse_args()
-    settings, name = read_settings(args.folder)
-    name = name if args.model == "auto" else args.model
-    names = args.eval or ([settings["dataset"]] if settings else [])
-    if not Path(args.folder, "adapter_config.json").exists():
-        raise UserError(f"{args.folder} is not an adapter folder: adapter_config.json is missing")
-    if not name or not names:
-        what = "which model it is for; give it with --model" if not name else "its task; give one with --eval"
-        raise UserError(f"the adapter in {args.folder} does not say {what}")
-    found = models.find(name, args.device)
-    if settings and settings["model_hash"] != found.fingerprint:
-        raise UserError(f"the adapter in {args.folder} was trained on {settings['model']} with other weights "
-                        f"than those of {name}; test it on the model that it was trained on")
-    tokenizer, style = found.tokenizer, args.labels or settings.get("labels")
-    tests = [data.load(task, tokenizer, args, found.entry.plain, style, found.entry.labels) for task in names]
-    for test in tests[1:]:
-        tasks.check_pair(tests[0].task, test.task)
-    model = models.load_model(found)
-    lora.load(model, args.folder)
+
+@dataclass(frozen=True)
+class Saved:
+    """An adapter's folder, and what it tells of its training."""
+
+    folder: Path
+    settings: dict  # of the training; none of adapters that PEFT saved
+    model: str | None  # the name of the model that it is for
+
+    def check_model(self, choice: models.ModelChoice) -> None:
+        """Raise UserError for a model with other weights than those of the training."""
+        if self.settings and self.settings["model_hash"] != choice.fingerprint:
+            raise UserError(
+                f"the adapter in {self.folder} was trained on {self.settings['model']} with other "
+                f"weights than those of {choice.name}; test it on the model that it was trained on"
+            )
+
+
+def read_saved(folder: str) -> Saved:
+    """Raises UserError if the folder holds no adapter."""
+    if not Path(folder, peft_files.CONFIG).exists():
+        raise UserError(f"{folder} is not an adapter folder: {peft_files.CONFIG} is missing")
+    settings = read_object(Path(folder, records.TRAINING_FILE))
+    hub = read_object(Path(folder, peft_files.CONFIG)).get("base_model_name_or_path")
+    name = settings.get("model")
+    if not name:
+        known = [known for known, entry in models.MODELS.items() if entry.hub == hub]
+        name = known[0] if known else hub
+    return Saved(Path(folder), settings, name)
+
+
+def read_object(path: Path) -> dict:
+    """A file's JSON object; {} where there is none: `peft_files.load` says what is wrong."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def choose_model(saved: Saved, given: str, device: str) -> models.ModelChoice:
+    """The model that is `given`, or the adapter's own. Raises UserError if neither is known."""
+    name = saved.model if given == "auto" else given
+    if not name:
+        raise UserError(
+            f"the adapter in {saved.folder} does not say which model it is for; give it with "
+            "--model"
+        )
+    choice = models.find(name, device)
+    saved.check_model(choice)
+    return choice
+
+
+def load_adapted(saved: Saved, choice: models.ModelChoice):
+    """The model with the adapter on it. Raises UserError if they do not fit."""
+    model = models.load_model(choice)
+    for layer in getattr(model.get_decoder(), "layers", [None]):
+        if not hasattr(layer, "self_attn"):
+            raise UserError(
+                f"{choice.name} has no self_attn in every layer, whose outputs are compared here; "
+                "use a Llama, Qwen or Gemma model"
+            )
+    peft_files.load(model, saved.folder)
+    return model
+
+
+# ---- testing -------------------------------------------------------------------------------------
+
+
+def load_tests(names: list[str], saved: Saved, choice, options: data.Options, count: int):
+    """The tests, worded as in the training. Raises UserError if they do not go together."""
+    if not names:
+        raise UserError(
+            f"the adapter in {saved.folder} does not say its task; give one with --eval"
+        )
+    _, tests = data.load_with_tests(names[0], names, choice.tokenizer, options)
+    return [data.draw_test(test, count, options.seed) for test in tests]
+
+
+def test_adapter(saved: Saved, choice, tests: list[data.Data]) -> str:
+    """A table of the base model and the adapter on the tests."""
+    model = load_adapted(saved, choice)
+    cpu.speed_up(model)
+    steering = variants.read_steering(saved.folder, model.device)
     rows = []
     for method in ("base", "adapter"):
-        with lora.disable(model) if method == "base" else nullcontext():
-            evaluations = [ia2.evaluate(model, tokenizer, test) for test in tests]
-        rows += [{"dataset": tests[0].task.name, **settings, **data.held_out(test), **evaluation.scores,
-                  "method": method} for test, evaluation in zip(tests, evaluations)]
-    print(f"{name}; {len(tests[0].test)} test queries\n\n{offline.score_grid(rows)}")
+        is_base = method == "base"
+        steered = steering is not None and not is_base
+        with (
+            lora.disable(model) if is_base else nullcontext(),
+            steering.in_place(model) if steered else nullcontext() as edit,
+        ):
+            evaluations = ia2.evaluate_all(model, choice.tokenizer, tests, edit=edit)
+        for test, evaluation in zip(tests, evaluations):
+            rows.append(
+                {
+                    "dataset": tests[0].task.name,
+                    **saved.settings,
+                    **data.test_settings(test),
+                    **evaluation.scores,
+                    "method": method,
+                }
+            )
+    counts = ", ".join(f"{len(test.test)} of {test.task.name}" for test in tests)
+    return f"{choice.name}; test queries: {counts}\n\n{records.score_grid(rows)}"
+
+
+# ---- merging -------------------------------------------------------------------------------------
+
+
+def merge_adapter(saved: Saved, choice, out: Path) -> None:
+    """Write the model with the adapter folded into its weights, and its tokenizer, to `out`.
+
+    The folder appears whole or not at all. Raises UserError where something is there already, or
+    the adapter is more than its weights.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; give a new folder to --merge")
+    if variants.is_steered(saved.folder):
+        raise UserError(
+            f"the adapter in {saved.folder} was trained with a steering vector in place, which a "
+            "merged model cannot hold; merge another one"
+        )
+    model = lora.merge(load_adapted(saved, choice))
+    try:
+        with cache.new_folder(out) as folder:
+            model.save_pretrained(folder)
+            choice.tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {out} ({error.strerror or error}); make room or give another folder"
+        ) from error
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.experiment_parser(__doc__.split("\n\n")[0], (), (), leave_out=TRAINING)
+    parser.add_argument("folder", help="the adapter's folder")
+    parser.add_argument(
+        "--merge", metavar="OUT", help="write the merged model to the new folder OUT instead"
+    )
+    args = parser.parse_args(argv)
+    saved = read_saved(args.folder)
+    choice = choose_model(saved, args.model, args.device)
+    if args.merge:
+        merge_adapter(saved, choice, Path(args.merge))
+        log(f"{args.merge} holds {choice.name} with the adapter merged, and its tokenizer")
+        return
+    options = data.Options(
+        labels=args.labels or saved.settings.get("labels"),
+        default_labels=choice.entry.labels,
+        plain=choice.entry.plain,
+        data_dir=args.data_dir,
+        max_tokens=args.max_tokens or saved.settings.get("max_tokens"),
+        seed=args.seed,
+    )
+    names = args.eval or ([saved.settings["dataset"]] if saved.settings else [])
+    tests = load_tests(names, saved, choice, options, args.test)
+    print(test_adapter(saved, choice, tests))
+
 
 if __name__ == "__main__":
-    sys.exit(offline.run_main(main, lora.LoRAError))
+    sys.exit(cli.run_main(main, lora.LoRAError))

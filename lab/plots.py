@@ -1,118 +1,365 @@
-"""Pictures of results and of activations. Each method has its colour and marker."""
+"""Pictures of results and of activations. Each method has its colour and marker.
+
+Axes take their limits from the data, so that nothing is cut off; titles say what is shown.
+"""
+
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-STYLE = {"base": ("#777777", "o"), "icl": ("#000000", "s"), "sft": ("#E69F00", "^"), "ia2": ("#56B4E9", "D"),
-         "ia2-sft": ("#0072B2", "P"), "sft-ia2": ("#D55E00", "v"), "ia2+sft": ("#009E73", "X"),
-         "sft-icl": ("#A89A00", "<"), "kd": ("#CC79A7", ">")}
-LOOK = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "grid.alpha": 0.3, "lines.linewidth": 2, "lines.markersize": 7, "legend.frameon": False}
+import metrics
+from lab import comparisons
+from lab.cells import interval, label_counts, rate_text
+from lab.diagnostics import by_number
+from lab.rows import SETTING, TEST, at_rate, check_rows, group, is_number, mean, methods, rates
 
-def panels(count=1, width=6.0, height=4.2, **shared):
+STYLE = {
+    "base": ("#777777", "o"),
+    "icl": ("#000000", "s"),
+    "sft": ("#E69F00", "^"),
+    "ia2": ("#56B4E9", "D"),
+    "ia2-sft": ("#0072B2", "P"),
+    "sft-ia2": ("#D55E00", "v"),
+    "ia2+sft": ("#009E73", "X"),
+    "sft-icl": ("#A89A00", "<"),
+    "kd": ("#CC79A7", ">"),
+    "steer": ("#7F3C8D", "*"),
+    "steer-sft": ("#4B1F52", "p"),
+}
+OTHER_STYLE = ("#444444", ".")
+LOOK = {
+    "font.size": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 2,
+    "lines.markersize": 7,
+    "legend.frameon": False,
+}
+DUMBBELL = ("sft", "ia2-sft")
+
+
+# ---- frames --------------------------------------------------------------------------------------
+
+
+def panels(count: int = 1, width: float = 6.0, height: float = 4.2, **shared):
     """A figure and its row of axes (always a list), of no global state."""
     with rc_context(LOOK):
         figure = Figure(figsize=(width * count, height), layout="constrained")
         return figure, list(figure.subplots(1, count, squeeze=False, **shared)[0])
 
-def set_by_set(rows, title):
-    """Accuracy of each few-shot set as a line across the methods; `rows` are of one test, n and rate."""
-    figure, (axis,) = panels(width=8)
-    methods = [method for method in STYLE if any(row["method"] == method for row in rows)]
-    for i in sorted({row["set"] for row in rows}):
-        values = {row["method"]: 100 * row["accuracy"] for row in rows if row["set"] == i}
-        places = [methods.index(method) for method in values]
-        axis.plot(places, values.values(), marker="o", alpha=0.8, label=f"set {i}")
-    means = [100 * fmean(row["accuracy"] for row in rows if row["method"] == method) for method in methods]
-    axis.plot(range(len(methods)), means, "_", color="black", markersize=34, markeredgewidth=3, label="mean")
-    axis.set_xticks(range(len(methods)), methods)
-    axis.set(ylabel="accuracy %, top-1", ylim=(-2, 102), title=title)
-    axis.legend(ncols=3, fontsize="small", loc="lower right", markerscale=0.6, columnspacing=1.2)
+
+def style(method: str) -> tuple[str, str]:
+    return STYLE.get(method, OTHER_STYLE)
+
+
+def plain(text: str) -> str:
+    """A text without formulas: the dollars of a folder's name are dollars."""
+    return text.replace("$", r"\$")
+
+
+def spread(values: Iterable[float], *others: float) -> tuple[float, float]:
+    """Limits of an axis that hold all finite values, and some others, with a margin."""
+    held = [value for value in (*values, *others) if is_number(float(value))]
+    low = min(held, default=0.0)
+    high = max(held, default=1.0)
+    margin = 0.06 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def legend_below(figure: Figure, columns: int = 5) -> None:
+    """One legend for all panels, below them, where it hides nothing."""
+    entries = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels()):
+            entries.setdefault(label, handle)
+    columns = min(columns, len(entries)) or 1
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize="small",
+        handletextpad=1,
+    )
+
+
+# ---- results -------------------------------------------------------------------------------------
+
+
+def set_by_set(rows: list[dict], title: str) -> Figure:
+    """Accuracy on each few-shot set, SFT joined to IA2 then SFT; a panel a learning rate.
+
+    `rows` are of one setting and test. A line says which labels the training examples have, the
+    last one is the mean; the other methods stand half a line lower. A panel's title gives the
+    difference with its interval.
+    """
+    at_rates = rates(rows) or [None]
+    lines = len(by_number(rows)) + 1
+    figure, axes = panels(len(at_rates), 5.4, 1.9 + 0.5 * lines, sharey=True, sharex=True)
+    for axis, lr in zip(axes, at_rates):
+        dumbbells(axis, at_rate(rows, lr), lr)
+    names = [set_name(same) for same in by_number(rows).values()]
+    axes[0].set_yticks(range(lines), [plain(name) for name in [*names, "mean"]])
+    axes[0].set_ylim(lines - 0.3, -0.6)
+    axes[0].set_xlim(spread([0, 100]))
+    legend_below(figure, 10 if len(axes) > 1 else 5)
+    figure.suptitle(plain(title), fontsize="medium")
     return figure
 
-def asim_by_layer(layers, title="Similarity of activations to ICL's, by layer"):
-    """`layers` is {method: [asim of layer 1, 2, ...]}."""
+
+def set_name(rows: list[dict]) -> str:
+    return f"set {rows[0]['set']}: {label_counts(rows[0].get('train_labels'))}"
+
+
+def dumbbells(axis: Axes, rows: list[dict], lr: float | None) -> None:
+    """One panel of `set_by_set`."""
+    shown = methods(rows)
+    groups = [*by_number(rows).values(), rows]  # the mean is that of all rows
+    for method in shown:
+        colour, marker = style(method)
+        lower = 0 if method in DUMBBELL else 0.3
+        places = []
+        accuracies = []
+        for place, same in enumerate(groups):
+            value = mean((row for row in same if row["method"] == method), "accuracy")
+            if is_number(value):
+                places.append(place + lower)
+                accuracies.append(100 * value)
+        face = "none" if method == "sft" else colour  # open, so that it hides nothing
+        size = 10 if method == "sft" else 6
+        axis.plot(
+            accuracies,
+            places,
+            marker,
+            color=colour,
+            markerfacecolor=face,
+            markersize=size,
+            label=method,
+            zorder=3,
+        )
+    for place, same in enumerate(groups):
+        ends = []
+        for method in DUMBBELL:
+            value = mean((row for row in same if row["method"] == method), "accuracy")
+            if is_number(value):
+                ends.append(100 * value)
+        if len(ends) == 2:
+            axis.plot(ends, [place, place], color="#BBBBBB", linewidth=3, zorder=1)
+    by_set = comparisons.paired(rows, "accuracy", "ia2-sft", "sft")
+    text = f"at {rate_text(lr)}" if lr else ""
+    if by_set:
+        text += f"\nia2-sft minus sft: {interval(by_set.values(), 100, 1, '+')}"
+    axis.set_title(text.strip(), fontsize="small")
+    axis.set_xlabel("accuracy %, top-1")
+
+
+def forest(lines: dict[str, list[float]], xlabel: str, title: str) -> Figure:
+    """Differences with their 95% intervals over few-shot sets: {name: a difference a set}."""
+    figure, (axis,) = panels(width=10, height=1.3 + 0.38 * len(lines))
+    ends = [0.0]
+    names = []
+    for place, (name, values) in enumerate(lines.items()):
+        found = metrics.t_interval(values)
+        bounds = [bound for bound in (found.low, found.high) if is_number(bound)]
+        if bounds:
+            axis.plot(bounds, [place, place], color=STYLE["ia2-sft"][0], linewidth=2)
+        axis.plot(values, [place] * len(values), "|", color="#999999", markersize=6)
+        axis.plot([found.mean], [place], "o", color=STYLE["ia2-sft"][0])
+        ends += [*values, *bounds]
+        names.append(plain(f"{name} ({len(values)})"))
+    axis.axvline(0, color="#333333", linewidth=1)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlim(spread(ends))
+    axis.set_xlabel(xlabel)
+    figure.suptitle(plain(title), fontsize="medium")
+    return figure
+
+
+def reliability(outcomes: dict[str, list], title: str) -> Figure:
+    """Reliability diagrams side by side; on the dashed line, confidence is accuracy.
+
+    `outcomes` is {method: the outcomes of its queries} as a results row has them; confidence is
+    that of the likeliest label among the labels. Each method's ECE stands with the floor of its own
+    confidences: what a calibrated model with these would score on so many queries.
+    """
+    figure, axes = panels(len(outcomes), 3.7, 4.4, sharey=True)
+    for axis, (method, queries) in zip(axes, outcomes.items()):
+        confidence = np.array([max(shares) for *_, shares in queries])
+        correct = np.array([right == chosen for right, chosen, *_ in queries])
+        bins = metrics.reliability(confidence, correct)
+        axis.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1.5)
+        axis.scatter(
+            [each.confidence for each in bins],
+            [each.accuracy for each in bins],
+            s=[20 + 600 * each.count / len(queries) for each in bins],
+            color=style(method)[0],
+            edgecolor="white",
+            zorder=3,
+            clip_on=False,
+        )
+        floor, _ = metrics.ece_floor(confidence)
+        ece = metrics.ece(confidence, correct)
+        axis.set_title(f"{method}: ECE {ece:.3f}\n(its floor {floor:.3f})", fontsize="medium")
+        axis.set(xlabel="confidence", xlim=spread([0, 1]), ylim=spread([0, 1]))
+    for share in (0.1, 0.5):
+        size = 20 + 600 * share
+        axes[-1].scatter([], [], s=size, color="#BBBBBB", label=f"{share:.0%} of the queries")
+    legend_below(figure)
+    axes[0].set_ylabel("accuracy of the bin")
+    figure.suptitle(plain(title), fontsize="medium")
+    return figure
+
+
+# ---- activations ---------------------------------------------------------------------------------
+
+
+def asim_by_layer(
+    layers: dict[str, list[float]],
+    title: str = "Similarity of activations to ICL's, by layer",
+) -> Figure:
+    """A line a method over the layers; `layers` is {method: [asim of layer 1, 2, ...]}."""
     figure, (axis,) = panels(width=8)
     for method, values in layers.items():
-        colour, marker = STYLE.get(method, ("#444444", "."))
-        axis.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=5,
-                  label=f"{method}: mean {fmean(values):.2f}")
-    lowest = min(0, *map(min, layers.values()))
-    axis.set(xlabel="layer", ylabel="asim to ICL (cosine)", ylim=(lowest, 1.03), title=title)
-    axis.legend(ncols=2, fontsize="small")
+        colour, marker = style(method)
+        axis.plot(
+            range(1, len(values) + 1),
+            values,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            label=f"{method}: mean {fmean(values):.2f}",
+        )
+    every = [value for values in layers.values() for value in values]
+    axis.set(xlabel="layer", ylabel="asim to ICL (cosine)", ylim=spread(every, 0, 1))
+    axis.set_title(plain(title))
+    legend_below(figure, 3)
     return figure
 
-def reliability(bins, eces, floor, title="Reliability: on the dashed line, confidence is accuracy"):
-    """Diagrams side by side: `bins` is {method: [(count, confidence, accuracy)]}, `eces` {method: ECE},
-    `floor` the ECE of a perfectly calibrated model."""
-    figure, axes = panels(len(bins), 3.6, 4.2, sharey=True)
-    for axis, (method, groups) in zip(axes, bins.items()):
-        counts, confidence, accuracy = np.array(groups, dtype=float).T
-        axis.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1.5)
-        sizes = 20 + 600 * counts / counts.sum()
-        axis.scatter(confidence, accuracy, s=sizes, color=STYLE[method][0], edgecolor="white", zorder=3)
-        axis.set(title=f"{method}: ECE {eces[method]:.3f}", xlabel="confidence", xlim=(-0.03, 1.05),
-                 ylim=(-0.03, 1.05))
-    for share in (0.1, 0.5):
-        axes[-1].scatter([], [], s=20 + 600 * share, color="#BBBBBB", label=f"{share:.0%} of the queries")
-    axes[-1].legend(fontsize="small", loc="upper left", labelspacing=1.2)
-    axes[0].set_ylabel("accuracy of the bin")
-    figure.suptitle(f"{title} (noise floor of ECE: {floor:.3f})", fontsize="medium")
-    return figure
 
-def curves(lines, ylabel, title):
-    """Lines over training steps: `lines` is {name: (steps, values)}."""
-    figure, (axis,) = panels(width=7)
-    styles = [STYLE["ia2"], STYLE["sft"], STYLE["ia2-sft"]]
-    for (name, (steps, values)), (colour, marker) in zip(lines.items(), styles):
-        axis.plot(steps, values, color=colour, marker=marker, markersize=4, label=name)
-    axis.set(xlabel="training step", ylabel=ylabel, title=title)
-    axis.legend()
-    return figure
-
-def loss_by_layer(before, after):
-    """The IA2 loss of each layer before and after training: two lists of L numbers, on a linear axis."""
+def loss_by_layer(before: list[float], after: list[float]) -> Figure:
+    """The IA2 loss of each layer before and after training: two lists of L numbers."""
     figure, (axis,) = panels(width=8)
     layers = np.arange(1, len(before) + 1)
-    axis.bar(layers - 0.2, before, 0.4, color=STYLE["base"][0], label=f"base: {sum(before):.3g} in all")
-    axis.bar(layers + 0.2, after, 0.4, color=STYLE["ia2"][0], label=f"after IA2: {sum(after):.3g} in all")
-    last = sum(before[-len(before) // 3:]) / sum(before)
-    axis.set(xlabel="layer", ylabel="mean squared difference",
-             title=f"The last third of the layers holds {last:.0%} of the loss")
-    axis.legend()
+    base = f"base: {sum(before):.3g} in all"
+    trained = f"after IA2: {sum(after):.3g} in all"
+    axis.bar(layers - 0.2, before, 0.4, color=STYLE["base"][0], label=base)
+    axis.bar(layers + 0.2, after, 0.4, color=STYLE["ia2"][0], label=trained)
+    last = sum(before[-len(before) // 3 :]) / sum(before)
+    axis.set(xlabel="layer", ylabel="mean squared difference")
+    axis.set_title(f"The last third of the layers holds {last:.0%} of the loss")
+    legend_below(figure)
     return figure
 
-def clouds(points, title=""):
+
+def clouds(points: dict[str, dict], title: str = "") -> Figure:
     """Activations in two dimensions, a panel a group: `points` is {panel: {method: (N, 2)}}."""
     figure, axes = panels(len(points), 3.6, 3.8, sharex=True, sharey=True)
     for axis, (name, groups) in zip(axes, points.items()):
         for method, values in groups.items():
-            colour, marker = STYLE[method]
-            axis.scatter(*np.asarray(values).T, s=14, alpha=0.6, color=colour, marker=marker, label=method)
-        axis.set(title=name, xlabel="first component")
+            colour, marker = style(method)
+            xs, ys = np.asarray(values).T
+            axis.scatter(xs, ys, s=14, alpha=0.6, color=colour, marker=marker, label=method)
+        axis.set(title=plain(name), xlabel="first component")
     axes[0].set_ylabel("second component")
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
-    figure.suptitle(title, fontsize="medium")
+    legend_below(figure)
+    figure.suptitle(plain(title), fontsize="medium")
     return figure
 
-def save_all(groups, folder):
-    """Write the pictures of groups of rows, each of one test and setting, as PNG; their paths."""
+
+def curves(lines: dict[str, tuple], ylabel: str, title: str) -> Figure:
+    """Lines over training steps: `lines` is {name: (steps, values)}."""
+    figure, (axis,) = panels(width=7)
+    colours = [STYLE["ia2"], STYLE["sft"], STYLE["ia2-sft"], STYLE["steer"]]
+    for i, (name, (steps, values)) in enumerate(lines.items()):
+        colour, marker = colours[i % len(colours)]
+        axis.plot(steps, values, color=colour, marker=marker, markersize=4, label=name)
+    axis.set(xlabel="training step", ylabel=ylabel)
+    axis.set_title(plain(title))
+    legend_below(figure)
+    return figure
+
+
+# ---- all of a file -------------------------------------------------------------------------------
+
+
+def save_all(rows: list[dict], folder: str) -> list[Path]:
+    """Write the pictures of a results file as PNG into a folder; their paths."""
+    check_rows(rows)
     Path(folder).mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    for same in group(rows, (*SETTING, *TEST)).values():
+        name = picture_title(same[0])
+        pictures[f"{name} sets {len(pictures)}"] = set_by_set(same, name)
+        lr = comparisons.PLAN_RATE if comparisons.PLAN_RATE in rates(same) else None
+        at = at_rate(same, lr or (rates(same) or [None])[0])
+        layers = mean_layers(at)
+        if layers:
+            figure = asim_by_layer(layers, f"{name}{at_text(at)}")
+            pictures[f"{name} layers {len(pictures)}"] = figure
+        outcomes = pooled_outcomes(at)
+        if outcomes:
+            figure = reliability(outcomes, f"{name}{at_text(at)}, all sets' queries")
+            pictures[f"{name} reliability {len(pictures)}"] = figure
+    found = forest_lines(rows)
+    if found:
+        title = "IA2 then SFT minus SFT, all tests: mean over few-shot sets (their number), 95%"
+        pictures["differences"] = forest(found, "accuracy, points", title)
     paths = []
-    for found in groups:
-        first, methods = found[0], [m for m in STYLE if any(row["method"] == m for row in found)]
-        title = f"{first['dataset']} to {first['eval_dataset']}, n = {first['n']}, {first['model']}"
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", title)
-        pictures = {"sets": set_by_set(found, title)}
-        if "asim_layers" in first:
-            lists = {m: [row["asim_layers"] for row in found if row["method"] == m] for m in methods}
-            pictures["layers"] = asim_by_layer({m: np.mean(lists[m], axis=0).tolist() for m in methods})
-        for kind, figure in pictures.items():
-            paths.append(Path(folder, f"{name}-{len(paths)}-{kind}.png"))
-            figure.savefig(paths[-1], dpi=100)
+    for name, figure in pictures.items():
+        paths.append(Path(folder, f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.png"))
+        figure.savefig(paths[-1], dpi=100)
     return paths
+
+
+def picture_title(row: dict) -> str:
+    return f"{row['dataset']} to {row['eval_dataset']}, n = {row['n']}, {row['model']}"
+
+
+def at_text(rows: list[dict]) -> str:
+    found = rates(rows)
+    return f", at {rate_text(found[0])}" if found else ""
+
+
+def mean_layers(rows: list[dict]) -> dict[str, list[float]]:
+    """{method: asim of each layer}, the mean over few-shot sets."""
+    layers = {}
+    for method in methods(rows):
+        held = [row for row in rows if row["method"] == method and row.get("asim_layers")]
+        lists = [row["asim_layers"] for row in held]
+        if lists:
+            layers[method] = np.mean(lists, axis=0).tolist()
+    return layers
+
+
+def pooled_outcomes(rows: list[dict]) -> dict[str, list]:
+    """{method: the outcomes of all few-shot sets' queries} of a label task."""
+    outcomes = {}
+    for row in rows:
+        if row.get("labels") and row.get("outcomes"):
+            outcomes[row["method"]] = outcomes.get(row["method"], []) + row["outcomes"]
+    return outcomes
+
+
+def forest_lines(rows: list[dict]) -> dict[str, list[float]]:
+    """{name: differences of few-shot sets, in points} for each setting and rate; the tests of a set
+    are averaged.
+    """
+    lines = {}
+    for same in group(comparisons.planned(rows), SETTING).values():
+        row = same[0]
+        labels = f", {row['labels']}" if row.get("labels") else ""
+        for lr in rates(same):
+            by_set = comparisons.paired(at_rate(same, lr), "accuracy", "ia2-sft", "sft")
+            if by_set:
+                name = f"{row['model']}, {row['dataset']}{labels}, n = {row['n']}, {rate_text(lr)}"
+                lines[name] = [100 * value for value in by_set.values()]
+    return lines

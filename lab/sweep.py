@@ -1,16 +1,19 @@
-"""Many runs: few-shot sets x n x rates x methods, on the functions of ia2.py. What is interrupted resumes.
+"""Many runs: few-shot sets x n x rates x methods, on the functions of ia2.py.
 
     python -m lab.sweep --dataset movies --eval movies amazon --n 2 4 8 --sets 5 --lr 1e-4 3e-4 1e-3
 
-Targets, ICL and base scores are shared by all that is trained on a few-shot set, and so is a stage that two
-methods begin with. Job arrays give each job its `--set` and all of them one `--out`.
+ICL, base and targets are shared by all that is trained on a few-shot set, and so is a stage that
+two methods begin with. An interrupted sweep resumes: what has its rows is not run again. Job arrays
+give each job its `--set` and all of them one `--out`.
 """
+
+import argparse
 import sys
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from filelock import FileLock
 from safetensors.torch import load_file
 
@@ -18,180 +21,425 @@ import data
 import ia2
 import lora
 import metrics
-from lab import report
-from sources import offline, tasks
-from sources.offline import UserError, say
+from engine import models, peft_files
+from lab import report, variants
+from lab.variants import METHODS, Choices
+from support import cli, records
+from support.cli import UserError, log
 
-STAGES = {"sft": ["sft"], "ia2": ["ia2"], "ia2-sft": ["ia2", "sft"], "sft-ia2": ["sft", "ia2"],
-          "ia2+sft": ["ia2+sft"], "sft-icl": ["sft-icl"], "kd": ["kd"]}
-METHODS = report.ORDER
+# ---- what is to be run ---------------------------------------------------------------------------
 
-# ---- losses beside L_IA2 and L_SFT -------------------------------------------------------------------------
 
-def sft_icl_loss(model, batch):
-    """Cross-entropy of ICL's own responses: what there is to learn without true ones."""
-    return ia2.sft_loss(model, [replace(target, gold=target.icl) for target in batch])
+@dataclass(frozen=True)
+class Plan:
+    """One method, trained at one rate if it is trained."""
 
-def joint_loss(beta, sft_loss):
-    """L_IA2 + beta L_SFT."""
-    def loss(model, batch):
-        return ia2.ia2_loss(model, batch) + beta * sft_loss(model, batch)
-    return loss
+    method: str
+    lr: float | None = None
 
-def losses_of(args, model, targets, dev, methods):
-    """{stage: its loss} for the methods of a few-shot set.
 
-    The beta of ia2+sft is by default the one that makes both terms equal on the untrained model: L_IA2
-    depends on the model's scale (100 is common) and L_SFT does not. L_SFT counts as 0.1 at least, so that a
-    response that the model gives anyway does not make beta explode.
+@dataclass(frozen=True)
+class Sweep:
+    """What all runs of a sweep have in common."""
+
+    setup: ia2.Setup
+    out: str
+    command: str
+    methods: list[str]  # to run beside base and icl
+    rates: list[float]
+    recipe: ia2.Recipe  # its rate and seed are set for each run
+    choices: Choices
+    foreign: data.Data | None  # whose examples are the teacher's demos
+    balanced: bool
+    test: int  # queries of each test
+    seed: int
+
+    @property
+    def results_file(self) -> Path:
+        return Path(self.out, "results.jsonl")
+
+    def draw(self, n: int, number: int) -> data.FewShotSet:
+        """Few-shot set `number`, with the demos that its teacher sees."""
+        task = self.setup.task
+        few_shot = data.few_shot_set(task.pool, n, number, self.seed, self.balanced)
+        foreign = None
+        if self.foreign:
+            others = data.few_shot_set(self.foreign.pool, n, number, self.seed, self.balanced)
+            foreign = others.train
+        return variants.change_demos(few_shot, self.choices.demos, task.label_texts, foreign)
+
+    def settings(self, few_shot: data.FewShotSet) -> dict:
+        """What every row of a few-shot set says."""
+        settings = {
+            **self.setup.settings,
+            **data.training_settings(self.setup.task, few_shot, self.balanced),
+        }
+        if self.foreign:
+            settings["demos"] = f"foreign: {self.foreign.task.name}"
+        elif self.choices.demos != "own":
+            settings["demos"] = self.choices.demos
+        return settings
+
+    def settings_of(self, few_shot: data.FewShotSet, plan: Plan) -> dict:
+        """What the rows of one method say: they are its run's name."""
+        settings = {**self.settings(few_shot), "method": plan.method}
+        if plan.method in METHODS:
+            settings.update(self.choices.settings(plan.method))
+        if plan.lr is not None:
+            settings.update(
+                lr=plan.lr,
+                rank=self.setup.rank,
+                epochs=self.recipe.epochs,
+                keep=self.recipe.keep,
+            )
+        return settings
+
+    def plans(self) -> list[Plan]:
+        """All that is to be made of a few-shot set, in the order of the table of methods."""
+        plans = [Plan("base"), Plan("icl")]
+        wanted = [method for method in METHODS if method in self.methods]
+        plans += [Plan(method) for method in wanted if not METHODS[method].path]
+        for lr in self.rates:
+            plans += [Plan(method, lr) for method in wanted if METHODS[method].path]
+        return plans
+
+
+def missing_plans(
+    sweep: Sweep, few_shot: data.FewShotSet, tests: list[data.Data], plans: list[Plan]
+) -> list[Plan]:
+    """The plans that lack a row for some test in the results file as it is now."""
+    there = {records.row_key(row) for row in records.read_rows(sweep.results_file)}
+    missing = []
+    for plan in plans:
+        run = records.run_name(sweep.settings_of(few_shot, plan))
+        keys = {records.row_key({"run": run, **data.test_settings(test)}) for test in tests}
+        if not keys <= there:
+            missing.append(plan)
+    return missing
+
+
+# ---- few-shot sets -------------------------------------------------------------------------------
+
+
+def run_sets(sweep: Sweep, sizes: list[int], numbers: list[int]) -> None:
+    """Run what is missing of every few-shot set. Those of a size are drawn before one is run."""
+    for n in sizes:
+        few_shots = [sweep.draw(n, number) for number in numbers]
+        for i, few_shot in enumerate(few_shots):
+            other = few_shots[i - 1] if len(few_shots) > 1 else None
+            run_set(sweep, few_shot, other)
+
+
+@dataclass
+class Workshop:
+    """What the methods of a few-shot set are made with, and what is there already."""
+
+    few_shot: data.FewShotSet
+    examples: variants.Examples
+    steering: variants.Steering | None
+    losses: dict  # by stage
+    trained: dict = field(default_factory=dict)  # {(rate, epochs): what `ia2.follow` shares}
+
+    def trained_at(self, lr: float | None, epochs: int) -> dict:
+        """What is trained already at a rate; that of other rates is let go."""
+        for key in list(self.trained):
+            if key[0] != lr:
+                del self.trained[key]
+        return self.trained.setdefault((lr, epochs), {})
+
+
+def open_workshop(sweep: Sweep, few_shot: data.FewShotSet, plans: list[Plan]) -> Workshop:
+    """Collect the targets, and what else the plans need."""
+    setup = sweep.setup
+    methods = [METHODS[plan.method] for plan in plans]
+    stages = {stage for method in methods for stage in method.path}
+    examples = variants.make_examples(setup, few_shot, sweep.choices, stages)
+    steering = None
+    if any(method.steered for method in methods):
+        at = sweep.choices.steer_at
+        steering = variants.make_steering(setup.model, examples.queries, at)
+    losses = variants.make_losses(setup.model, examples, sweep.choices, stages, steering)
+    return Workshop(few_shot, examples, steering, losses)
+
+
+def run_set(sweep: Sweep, few_shot: data.FewShotSet, other: data.FewShotSet | None = None) -> None:
+    """Run what is missing of a few-shot set; `other` is another set of the same size, whose
+    adapters are the control of the overlaps.
     """
-    sft = sft_icl_loss if args.sft_on == "icl" else ia2.sft_loss
-    losses = {"ia2": ia2.ia2_loss, "sft": sft, "sft-icl": sft_icl_loss}
-    if "kd" in methods:
-        losses["kd"] = kd_loss(model, targets + dev)
-    if "ia2+sft" in methods:
-        joined = ia2.sft_loss if args.sft_on == "gold" else sft_icl_loss
-        lora.reset(model)
-        equal = ia2.mean_loss(model, ia2.ia2_loss, targets) / max(ia2.mean_loss(model, joined, targets), 0.1)
-        losses["ia2+sft"] = joint_loss(args.beta or equal, joined)
-    return losses
-
-def kd_loss(model, targets):
-    """mean_g KL(p_ICL || p) at the output positions over the vocabulary (soft labels; Hinton et al. 2015)."""
-    teachers = {}
-    with torch.no_grad(), lora.disable(model):
-        for target in targets:
-            (_, logits), = ia2.forward(model, [target.prompt], [target.icl])
-            teachers[id(target)] = logits.float().log_softmax(-1)                                     # (G, V)
-
-    def loss(model, batch):
-        outputs = ia2.forward(model, [target.query for target in batch], [target.icl for target in batch])
-        parts = [F.kl_div(logits.float().log_softmax(-1), teachers[id(target)], log_target=True,
-                          reduction="batchmean") for (_, logits), target in zip(outputs, batch)]
-        return sum(parts) / len(batch)
-    return loss
-
-# ---- the teacher's demos -----------------------------------------------------------------------------------
-
-def change_demos(few_shot, kind, label_texts, foreign):
-    """The set with other demos for its teacher: the same with the label or response of another (flipped), the
-    examples `foreign`, none, or its own."""
-    if kind == "flipped" and label_texts:
-        wrong = [(example.label + 1) % len(label_texts) for example in few_shot.train]
-        return replace(few_shot, demos=[replace(example, response=label_texts[i], label=i)
-                                        for example, i in zip(few_shot.train, wrong)])
-    if kind == "flipped":
-        responses = [example.response for example in few_shot.train[1:] + few_shot.train[:1]]
-        return replace(few_shot, demos=[replace(example, response=response)
-                                        for example, response in zip(few_shot.train, responses)])
-    return replace(few_shot, demos={"own": few_shot.train, "foreign": foreign, "none": []}[kind])
-
-def foreign_data(args, loaded):
-    """A task of the same family, and of the same kind of source, that is neither trained nor tested on."""
-    train_data, _, tokenizer, *_ = loaded
-    for task in tasks.TASKS.values():
-        own = train_data.task
-        alike = task.family == own.family and bool(task.snippets) == bool(own.snippets)
-        if alike and task.name not in (args.dataset, train_data.task.name, *(args.eval or ())):
-            plain = train_data.prompt != train_data.task.prompt
-            return data.load(task.name, tokenizer, args, plain, train_data.label_style)
-    raise UserError(f"--demos foreign needs a task like {train_data.task.name}; leave one out of --eval")
-
-# ---- the sweep ---------------------------------------------------------------------------------------------
-
-def run_set(args, loaded, few_shot, previous):
-    """Every method and rate that is missing of a few-shot set; `previous` is another set, the control."""
-    train_data, tests, tokenizer, model, settings = loaded
-    settings = {**settings, **data.settings(train_data, few_shot), "demos": args.demos}
-    file = Path(args.out, "results.jsonl")
-
-    def missing(method, **trained):
-        plain = {"lr": None, "rank": None, "epochs": None}
-        run = offline.run_name({**settings, **plain, **trained, "method": method})
-        there = set(map(offline.row_key, offline.read_rows(file)))
-        return any((run, test.task.name, data.digest(test.test)) not in there for test in tests)
-
-    plain = [method for method in ("base", "icl") if missing(method)]
-    plans = [(rate, method) for rate in args.rates for method in STAGES if method in args.methods
-             and missing(method, **trained_settings(args, rate, method))]
-    if not plain and not plans:
-        return
-    say(f"n = {args.n}, set {args.set}: base, icl and targets")
-    with lora.disable(model):
-        icl = [ia2.evaluate(model, tokenizer, test, few_shot) for test in tests]
-        base = [ia2.evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
-    for method in plain:
-        ia2.record(args, settings, method, tests, base if method == "base" else icl)
+    setup = sweep.setup
+    seed, number = few_shot.seed, few_shot.number
+    tests = [data.draw_test(test, sweep.test, seed, number) for test in setup.tests]
+    plans = missing_plans(sweep, few_shot, tests, sweep.plans())
     if not plans:
         return
-    targets, dev = ia2.few_shot_targets(model, tokenizer, few_shot, train_data.max_tokens)
-    losses = losses_of(args, model, targets, dev, [method for _, method in plans])
-    trained = {}  # {(rate, *names of stages): (adapter, what train returned)}
-    for args.lr, method in plans:
-        own = trained_settings(args, args.lr, method)
-        if not missing(method, **own):  # another process was faster
+    log(f"n = {len(few_shot.train)}, set {number}: icl, base and targets")
+    with lora.disable(setup.model):
+        icl = ia2.evaluate_all(setup.model, setup.tokenizer, tests, few_shot)
+        results = ia2.Results(sweep.out, sweep.settings(few_shot), sweep.command, tests, icl)
+        if Plan("base") in plans:
+            base = ia2.evaluate_all(setup.model, setup.tokenizer, tests, icl=icl)
+            results.add("base", base)
+    if Plan("icl") in plans:
+        results.add("icl", icl)
+    plans = [plan for plan in plans if plan.method in METHODS]
+    if plans:
+        run_methods(sweep, open_workshop(sweep, few_shot, plans), plans, results, other)
+
+
+def run_methods(sweep: Sweep, workshop: Workshop, plans: list[Plan], results, other) -> None:
+    """Make each method and write down its rows, unless another process was faster."""
+    few_shot = workshop.few_shot
+    for plan in plans:
+        if not missing_plans(sweep, few_shot, results.tests, [plan]):
             continue
-        say(f"n = {args.n}, set {args.set}, rate {args.lr:g}: {method}")
-        lora.reset(model, 1000 * args.seed + args.set)
-        names, stages = STAGES[method], []
-        if (args.lr, names[0]) in trained:  # a stage that another method began with
-            state, stages = trained[args.lr, names[0]]
-            lora.set_state(model, state)
-        for name in names[len(stages):]:
-            loss, seed = losses[name], f"{args.seed}-{args.set}"
-            stages = [*stages, ia2.train(model, loss, targets, dev, args.lr, args.epochs, name, seed)]
-            trained[args.lr, *names[:len(stages)]] = lora.get_state(model), stages
-        found = [ia2.evaluate(model, tokenizer, test, icl=reference) for test, reference in zip(tests, icl)]
-        own = {**settings, **own}
-        others = {**own, **data.settings(train_data, previous)} if previous else None
-        shares = overlaps(args, model, own, others)
-        ia2.record(args, own, method, tests, found, stages, model, dev, overlap=shares)
+        rate = "" if plan.lr is None else f", rate {plan.lr:g}"
+        log(f"n = {len(few_shot.train)}, set {few_shot.number}{rate}: {plan.method}")
+        made = make_method(sweep, workshop, plan, results)
+        if plan.lr is not None:
+            made.training.left["overlap"] = overlaps(sweep, few_shot, other, plan)
+        results.add(plan.method, made.evaluations, made.training)
+        results.evaluations.clear()  # their activations are large, and no answers are shown
 
-def trained_settings(args, rate, method):
-    """The settings of a trained run beyond those of its set, as far as its method uses them."""
-    found = {"lr": rate, "rank": args.rank, "epochs": args.epochs}
-    if args.sft_on and "sft" in method:
-        found["sft_on"] = args.sft_on
-    return {**found, "beta": args.beta} if args.beta and method == "ia2+sft" else found
 
-def overlaps(args, model, settings, previous):
-    """What the adapter on the model shares with those of sft and ia2, of its own set and of `previous`:
-    {method or "<method>, other set": mean over modules}, and "chance", what random updates share."""
-    found, own = {}, {name: weight for name, weight in lora.weights(model).items() if ".lora_B." in name}
-    for label, other in (("{}", settings), ("{}, other set", previous)):
+@dataclass
+class Made:
+    """A method's evaluations, and what its training left."""
+
+    evaluations: list[ia2.Evaluation]
+    training: ia2.Training
+
+
+def make_method(sweep: Sweep, workshop: Workshop, plan: Plan, results: ia2.Results) -> Made:
+    """Train and evaluate a method. Its adapter stays on the model."""
+    setup = sweep.setup
+    method = METHODS[plan.method]
+    steering = workshop.steering if method.steered else None
+    with steering.in_place(setup.model) if steering else nullcontext() as edit:
+        stages = train_path(sweep, workshop, plan)
+        evaluations = ia2.evaluate_all(
+            setup.model, setup.tokenizer, results.tests, icl=results.icl, edit=edit
+        )
+        if method.corrected:
+            evaluations = correct_priors(setup, results.tests, evaluations)
+        training = describe(sweep, workshop, plan, stages, edit)
+    return Made(evaluations, training)
+
+
+def train_path(sweep: Sweep, workshop: Workshop, plan: Plan) -> list[ia2.Stage]:
+    """Train a method's stages, each on its own examples; what is trained already is not again."""
+    model = sweep.setup.model
+    method = METHODS[plan.method]
+    examples = workshop.examples
+    number = workshop.few_shot.number
+    epochs = method.epochs * sweep.recipe.epochs
+    recipe = replace(sweep.recipe, lr=plan.lr, epochs=epochs, seed=f"{sweep.seed}-{number}")
+    start_seed = 1000 * sweep.seed + number
+    trained = workshop.trained_at(plan.lr, epochs)
+    if not trained:
+        lora.reset(model, seed=start_seed)
+        trained[()] = ia2.Trained(lora.state(model), [])
+    lora.load_state(model, trained[()].adapter)
+
+    def follow(stages: tuple[str, ...]) -> list[ia2.Stage]:
+        path = tuple(workshop.losses[stage] for stage in stages)
+        uses_gold = sweep.choices.uses_gold(stages[-1])
+        targets = examples.labelled if uses_gold else examples.queries
+        return ia2.follow(model, path, targets, examples.dev, recipe, trained)
+
+    if "random" in method.path:
+        follow(("ia2",))
+        norms = trained[(workshop.losses["ia2"],)].adapter
+        drawn = variants.random_adapter(norms, start_seed)
+        trained[(workshop.losses["random"],)] = ia2.Trained(drawn, [])
+    stages = []
+    for length in range(1, len(method.path) + 1):
+        stages = follow(method.path[:length])
+    return stages
+
+
+def correct_priors(setup: ia2.Setup, tests: list[data.Data], evaluations) -> list[ia2.Evaluation]:
+    """The evaluations of label tasks, corrected by a content-free query of each."""
+    corrected = []
+    for test, evaluation in zip(tests, evaluations):
+        prior = variants.content_free_logprobs(setup, test)
+        corrected.append(variants.correct_prior(evaluation, prior))
+    return corrected
+
+
+def describe(sweep: Sweep, workshop: Workshop, plan: Plan, stages, edit) -> ia2.Training:
+    """What the rows of a method say beyond its scores, as `ia2.describe` does for the paper's."""
+    setup = sweep.setup
+    model = setup.model
+    few_shot = workshop.few_shot
+    labelled, dev = workshop.examples.labelled, workshop.examples.dev
+    is_steered = METHODS[plan.method].steered
+    gold_loss = ia2.sft_loss
+    if is_steered:
+        gold_loss = variants.steered_loss(workshop.steering)
+    left = {
+        "dev_gold_loss": ia2.mean_loss(model, gold_loss, dev),
+        "teacher_right": ia2.teacher_right(setup, few_shot, labelled),
+        "forgets": ia2.forgetting(setup, edit),
+    }
+    settings = sweep.settings_of(few_shot, plan)
+    if not stages:
+        return ia2.Training(settings, left, save=None)
+
+    def save(folder: Path) -> None:
+        peft_files.save(model, folder)
+        if is_steered:
+            workshop.steering.save(folder)
+
+    left["stages"] = [asdict(stage) for stage in stages]
+    return ia2.Training(settings, left, save)
+
+
+# ---- overlaps of updates -------------------------------------------------------------------------
+
+
+def overlaps(sweep: Sweep, few_shot: data.FewShotSet, other, plan: Plan) -> dict[str, float]:
+    """What the adapter on the model shares with those of sft and ia2 at its rate, of its own set
+    and of an `other` one: {method or "<method>, other set": mean over modules}, and "chance", what
+    random updates share.
+
+    Where a stage started from an adapter, overlap with that one is partly by construction.
+    """
+    own = {}
+    for name, weight in lora.weights(sweep.setup.model).items():
+        if ".lora_B." in name:
+            own[name] = weight.detach().cpu()
+    shares = {}
+    for label, numbered in (("{}", few_shot), ("{}, other set", other)):
         for method in ("sft", "ia2"):
-            run = other and offline.run_name({**other, "method": method})
-            file = run and Path(args.out, run, "adapter_model.safetensors")
-            with FileLock(Path(args.out, offline.LOCK)):
-                theirs = load_file(file) if file and file.exists() else None
-            if theirs:
-                shares = [metrics.subspace_overlap(weight.detach().cpu(), theirs[lora.PREFIX + name])
-                          for name, weight in own.items()]
-                found[label.format(method)] = round(sum(shares) / len(shares), 5)
-    return {**found, "chance": round(sum(args.rank / len(weight) for weight in own.values()) / len(own), 5)}
+            theirs = None
+            if numbered is not None:
+                theirs = read_adapter(sweep, numbered, Plan(method, plan.lr))
+            if theirs is not None:
+                shares[label.format(method)] = mean_overlap(own, theirs)
+    chance = [sweep.setup.rank / len(B) for B in own.values()]
+    shares["chance"] = round(sum(chance) / len(chance), 5)
+    return shares
 
-def main():
-    parser = offline.options(__doc__.split("\n")[0], METHODS, several="+")
+
+def read_adapter(sweep: Sweep, few_shot: data.FewShotSet, plan: Plan) -> dict | None:
+    """The saved weights of a run, None where there are none (yet)."""
+    run = records.run_name(sweep.settings_of(few_shot, plan))
+    file = Path(sweep.out, run, peft_files.WEIGHTS)
+    with FileLock(Path(sweep.out, records.LOCK)):  # no other process is just replacing it
+        return load_file(file) if file.exists() else None
+
+
+def mean_overlap(own: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    shares = []
+    for name, B in own.items():
+        shares.append(metrics.subspace_overlap(B, theirs[peft_files.PREFIX + name]))
+    return round(sum(shares) / len(shares), 5)
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def sweep_parser() -> cli.Parser:
+    """The options of ia2.py, and those of a sweep."""
+    sentences = [f"  {name}: {method.sentence}" for name, method in METHODS.items()]
+    summary = __doc__.split("\n\n")[0]
+    methods = ("base", "icl", *METHODS)
+    parser = cli.experiment_parser(summary, methods, tuple(ia2.METHODS), several=True)
+    parser.epilog = "methods:\n" + "\n".join(sentences)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--sets",
+        type=cli.positive_int,
+        metavar="K",
+        help="random few-shot sets 0 to K - 1 (--set alone)",
+    )
+    add_choices(parser)
+    return parser
+
+
+def add_choices(parser: cli.Parser) -> None:
+    """The options behind `Choices`."""
     add = parser.add_argument
-    add("--sets", type=offline.count, metavar="K", help="random few-shot sets 0 to K - 1 (--set alone)")
-    add("--demos", choices=("own", "flipped", "foreign", "none"), default="own", help="what ICL sees (own)")
+    add(
+        "--demos",
+        choices=("own", "flipped", "foreign", "none"),
+        default="own",
+        help="what ICL and the teacher see (own)",
+    )
     add("--sft-on", choices=("gold", "icl"), help="responses of SFT (gold, in ia2+sft icl)")
-    add("--beta", type=offline.rate, help="weight of SFT in ia2+sft (both losses equal at the start)")
-    args = parser.parse_args()
-    args.rates, sizes = (sorted(set(given if isinstance(given, list) else [given]))
-                         for given in (args.lr, args.n))
-    loaded = ia2.prepare(args)
-    train_data, balanced = loaded[0], loaded[-1]["balanced"]
-    foreign, numbers = foreign_data(args, loaded) if args.demos == "foreign" else None, range(args.sets or 0)
-    for args.n in sizes:
-        sets = [data.few_shot_set(train_data.pool, args.n, i, args.seed, balanced)
-                for i in numbers or [args.set]]
-        for few_shot in sets:
-            args.set = few_shot.number
-            shown = foreign and data.few_shot_set(foreign.pool, args.n, args.set, args.seed, balanced).train
-            changed = change_demos(few_shot, args.demos, train_data.label_texts, shown)
-            run_set(args, loaded, changed, sets[sets.index(few_shot) - 1] if len(sets) > 1 else None)
-    print(report.tables(offline.read_rows(Path(args.out, "results.jsonl"))))
+    add(
+        "--beta",
+        type=cli.learning_rate,
+        help="weight of SFT in ia2+sft (both losses equal at the start)",
+    )
+    add(
+        "--targets",
+        choices=("own", "unlabelled"),
+        default="own",
+        help="whose ICL responses and activations are trained on: the training examples', or "
+        "those of --queries from the pool, without their labels (own)",
+    )
+    add("--queries", type=cli.positive_int, metavar="M", help="unlabelled queries (16)")
+    add(
+        "--steer-at",
+        choices=("output", "all"),
+        default="output",
+        help="positions at which steering adds its vector; at all it is a bias of o_proj, which "
+        "can be merged, and moves the query's own tokens too (output)",
+    )
+
+
+def unlabelled_count(targets: str, queries: int | None) -> int | None:
+    """How many unlabelled queries there are; None without any. Raises UserError for half of it."""
+    if targets == "own":
+        if queries is not None:
+            raise UserError("--queries needs --targets unlabelled; give both, or neither")
+        return None
+    return queries or 16
+
+
+def in_order(given: float | list[float]) -> list[float]:
+    """The values of an option that takes one or more, none twice."""
+    return sorted(set(given)) if isinstance(given, list) else [given]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """All few-shot sets, one after the other, and then the tables of what is there."""
+    args = sweep_parser().parse_args(argv)
+    records.make_out(args.out)
+    choices = Choices(
+        demos=args.demos,
+        sft_on=args.sft_on,
+        beta=args.beta,
+        queries=unlabelled_count(args.targets, args.queries),
+        steer_at=args.steer_at,
+    )
+    choice = models.find(args.model, args.device)
+    options = data.Options.of(args, choice.entry)
+    setup = ia2.set_up(choice, [args.dataset, *(args.eval or [])], options, args.rank)
+    variants.check_distinct(setup.task, setup.tests)
+    methods = [method for method in METHODS if method in args.methods]
+    variants.check_methods(methods, choices, setup.task)
+    foreign = None
+    if args.demos == "foreign":
+        foreign = variants.foreign_task(setup.task, setup.tests, setup.tokenizer, options)
+    sweep = Sweep(
+        setup=setup,
+        out=args.out,
+        command=cli.command_line(argv),
+        methods=methods,
+        rates=in_order(args.lr),
+        recipe=ia2.Recipe(epochs=args.epochs, keep=args.keep),
+        choices=choices,
+        foreign=foreign,
+        balanced=data.balance(setup.task, args.balanced, choice.entry.balanced),
+        test=args.test,
+        seed=args.seed,
+    )
+    numbers = list(range(args.sets)) if args.sets else [args.set]
+    run_sets(sweep, in_order(args.n), numbers)
+    print(report.tables(records.read_rows(sweep.results_file)))
+
 
 if __name__ == "__main__":
-    sys.exit(offline.run_main(main, lora.LoRAError))
+    sys.exit(cli.run_main(main, lora.LoRAError))

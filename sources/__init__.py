@@ -1,1 +1,1 @@
-"""Where models and data come from; nothing here knows of IA2."""
+"""Where texts come from. Nothing here knows a method of the paper."""

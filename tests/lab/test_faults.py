@@ -1,4 +1,5 @@
-"""pytest tests/lab/test_faults.py: wrong input, full disks, read-only folders, shared ones: for real."""
+"""pytest tests/lab/test_faults.py: wrong input, full disks, locked and shared folders, for real."""
+
 import ctypes
 import json
 import os
@@ -13,11 +14,12 @@ from conftest import tiny
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lab import sweep
-from sources import offline
+from support import records
 
 ROOT = Path(__file__).parents[2]
 
-CASES = [  # the options of a command, and what its one line on stderr says
+# The options of a command, and what its one line on stderr says.
+CASES = [
     ("--n 1", "n must be at least 2, not 1"),
     ("--n 0", "argument --n: must be a whole number of 1 or more"),
     ("--n four", "argument --n: must be a whole number"),
@@ -34,6 +36,7 @@ CASES = [  # the options of a command, and what its one line on stderr says
     ("--test 0", "argument --test: must be a whole number of 1 or more"),
     ("--rank 0", "argument --rank"),
     ("--epochs 0", "argument --epochs"),
+    ("--keep first", "argument --keep"),
     ("--max-tokens 0", "argument --max-tokens"),
     ("--seed -1", "argument --seed"),
     ("--nonsense", "unrecognized arguments: --nonsense"),
@@ -45,7 +48,7 @@ CASES = [  # the options of a command, and what its one line on stderr says
     ("--methods iaa2", "invalid choice: 'iaa2' (choose from 'base', 'icl', 'sft'"),
     ("--methods kd", "invalid choice: 'kd'"),
     ("--model smollm2-153m", "unknown model 'smollm2-153m' (did you mean smollm2-135m?)"),
-    ("--model /no/such/model", "unknown model '/no/such/model'"),
+    ("--model /no/such/model", "/no/such/model"),
     ("--labels word", "invalid choice: 'word' (choose from 'digits', 'words', 'remap')"),
     ("--device gpu", "invalid choice: 'gpu'"),
     ("--eval agnews", "cannot be tested on agnews"),
@@ -64,54 +67,72 @@ CASES = [  # the options of a command, and what its one line on stderr says
     ("--model {traps}/empty", "cannot load the model"),
     ("--model {traps}/pickled", "cannot load the model"),
     ("--model {traps}/endless --dataset gsm8k --max-tokens 4", "has no end-of-sequence token"),
-] + ([] if torch.cuda.is_available() else [("--device cuda", "no CUDA device was found")])
+]
+if not torch.cuda.is_available():
+    CASES.append(("--device cuda", "no CUDA device was found"))
 
 
 def write(path, *rows):
-    """train.jsonl and test.jsonl of a folder, the last third for the test: rows as JSON, bytes as given."""
+    """train.jsonl and test.jsonl of a folder, the last third for the test; bytes stay as given."""
     path.mkdir(parents=True)
-    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows]
-    for part, some in (("train", lines[:-len(lines) // 3]), ("test", lines[-len(lines) // 3:])):
-        (path / f"{part}.jsonl").write_bytes(b"".join(some))
+    lines = []
+    for row in rows:
+        lines.append(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n")
+    third = -len(lines) // 3
+    (path / "train.jsonl").write_bytes(b"".join(lines[:third]))
+    (path / "test.jsonl").write_bytes(b"".join(lines[third:]))
 
 
 @pytest.fixture(scope="module")
 def traps(place, tokenizer):
     """What the table of wrong inputs refers to."""
-    path, good = place / "traps", {"sentence": "a fine film", "label": 1}
-    write(path / "latin" / "sst2", good, "{\"sentence\": \"café\", \"label\": 0}\n".encode("latin-1"), good)
-    write(path / "torn" / "sst2", good, b'{"sentence": "a fine\n', good)
-    write(path / "fieldless" / "sst2", {"text": "a fine film", "label": 1}, good)
-    write(path / "alike", *({"query": f"{k}", "response": ("New York", "New Delhi")[k % 2]}
-                            for k in range(9)))
-    write(path / "long", *({"query": f"{k} " + "very long text " * 150, "response": ("yes", "no")[k % 2]}
-                           for k in range(12)))
+    path = place / "traps"
+    write_data_traps(path)
     (path / "empty").mkdir()
     (path / "a_file").write_text("x")
     (path / "torn_results").mkdir()
     (path / "torn_results" / "results.jsonl").write_text("nonsense\n")
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2,
-                               vocab_size=49152)).save_pretrained(path / "gpt2")
+    write_model_traps(path, tokenizer)
+    return path
+
+
+def write_data_traps(path):
+    good = {"sentence": "a fine film", "label": 1}
+    latin = '{"sentence": "café", "label": 0}\n'.encode("latin-1")
+    write(path / "latin" / "sst2", good, latin, good)
+    write(path / "torn" / "sst2", good, b'{"sentence": "a fine\n', good)
+    write(path / "fieldless" / "sst2", {"text": "a fine film", "label": 1}, good)
+    cities = [{"query": f"{k}", "response": ("New York", "New Delhi")[k % 2]} for k in range(9)]
+    write(path / "alike", *cities)
+    long = "very long text " * 150
+    texts = [{"query": f"{k} {long}", "response": ("yes", "no")[k % 2]} for k in range(12)]
+    write(path / "long", *texts)
+
+
+def write_model_traps(path, tokenizer):
+    config = GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=len(tokenizer))
+    GPT2LMHeadModel(config).save_pretrained(path / "gpt2")
     for name in ("pickled", "endless"):
-        tiny(vocabulary=49152).save_pretrained(path / name)
+        tiny(vocabulary=len(tokenizer)).save_pretrained(path / name)
     for name in ("gpt2", "pickled", "endless"):
         tokenizer.save_pretrained(path / name)
     (path / "pickled" / "model.safetensors").rename(path / "pickled" / "pytorch_model.bin")
     endless = AutoTokenizer.from_pretrained(path / "endless")
     endless.eos_token = None
     endless.save_pretrained(path / "endless")
-    return path
 
 
 @pytest.mark.parametrize("options, message", CASES, ids=[options for options, _ in CASES])
 def test_wrong_input_is_one_line_and_exit_code_2(options, message, call, traps):
-    code, out, err, _ = call(*options.format(traps=traps).split(), quick=("--test", "2", "--epochs", "2"))
-    lines = [line for line in err.splitlines() if line.startswith(("error", "usage", "Traceback"))]
-    assert code == 2 and out == "" and len(lines) == 1 and err.splitlines()[-1] == lines[0], err
-    assert message in lines[0] and lines[0].startswith("error: ")
+    words = options.format(traps=traps).split()
+    result = call(*words, quick=("--test", "2", "--epochs", "2"))
+    lines = result.err.splitlines()
+    problems = [line for line in lines if line.startswith(("error", "usage", "Traceback"))]
+    assert result.code == 2 and result.out == "" and problems == lines[-1:], result.err
+    assert message in problems[0] and problems[0].startswith("error: ")
 
 
-# ---- child processes that meet a fault ---------------------------------------------------------------------
+# ---- child processes that meet a fault -----------------------------------------------------------
 
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
 
@@ -124,20 +145,36 @@ def obey_permissions():
 
 def small_files(limit):
     """In the child: no file grows beyond `limit` bytes; writing on fails as on a full disk."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    def limit_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return limit_files
 
 
 @pytest.fixture
 def child(place, tmp_path):
     """child(*options) runs a small sweep in a process of its own; child.command is its command."""
-    command = [*map(str, (sys.executable, "-m", "lab.sweep", "--dataset", "sst2", "--data-dir",
-                          place / "bench", "--model", place / "tiny",
-                          "--epochs", "2", "--test", "4", "--out", tmp_path / "out"))]
+    words = (
+        *(sys.executable, "-m", "lab.sweep", "--dataset", "sst2"),
+        *("--data-dir", place / "bench", "--model", place / "tiny"),
+        *("--epochs", "2", "--test", "4", "--out", tmp_path / "out"),
+    )
+    command = [str(word) for word in words]
 
     def run(*options, before=None, cache=None):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"IA2_CACHE": str(cache)} if cache else {})}
-        return subprocess.run([*command, *options], capture_output=True, text=True, preexec_fn=before,
-                              env=environment, cwd=ROOT)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if cache:
+            environment["IA2_CACHE"] = str(cache)
+        return subprocess.run(
+            [*command, *options],
+            capture_output=True,
+            text=True,
+            preexec_fn=before,
+            env=environment,
+            cwd=ROOT,
+        )
+
     run.command = command
     return run
 
@@ -145,47 +182,64 @@ def child(place, tmp_path):
 def one_error(result):
     """The one line that an error is."""
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert result.returncode == 2 and len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    assert result.returncode == 2 and len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr, result.stderr
     return lines[0]
 
 
-@pytest.mark.parametrize("limit", [1_000, 6_000, 12_000])
-def test_a_full_disk_is_reported_and_loses_nothing(limit, child, tmp_path):
-    """1 kB is too little for the first row, 6 kB for an adapter, 12 kB for the later rows."""
-    message = one_error(child(before=small_files(limit)))
+@pytest.mark.parametrize("limit, rows", [(1_000, 0), (15_000, 6), (21_000, 9)])
+def test_a_full_disk_is_reported_and_loses_nothing(limit, rows, child, call, tmp_path):
+    """1 kB is too little for the first rows, 15 kB for an adapter, 21 kB for the later rows."""
+    tests = ("--eval", "sst2", "finsen", "poems")
+    message = one_error(child(*tests, before=small_files(limit)))
     assert "File too large" in message or "cannot write" in message, message
     file = tmp_path / "out" / "results.jsonl"
     kept = file.read_text() if file.exists() else ""
     assert not kept or kept.endswith("\n")
+    assert len(records.read_rows(file)) == rows
     assert not list((tmp_path / "out").glob("**/.partial*"))
     assert not list((tmp_path / "out").glob(".results*partial"))
-    assert child().returncode == 0
-    assert file.read_text().startswith(kept) and len(offline.read_rows(file)) == 5
+    again = call(*tests, main=sweep.main, quick=("--epochs", 2, "--test", 4))
+    assert again.code == 0, again.err
+    assert file.read_text().startswith(kept) and len(again.rows) == 15
 
 
 def test_a_disk_that_fills_while_the_model_is_prepared(child, tmp_path):
     """1 MB is too little for the download: a sentence, and nothing that would be read as whole."""
-    message = one_error(child("--model", "smollm2-135m", before=small_files(10**6), cache=tmp_path / "cache"))
+    cache = tmp_path / "cache"
+    options = ("--model", "smollm2-135m")
+    message = one_error(child(*options, before=small_files(10**6), cache=cache))
     assert "could not download" in message or "cannot write to the cache folder" in message
-    assert not list((tmp_path / "cache").glob("smollm2*"))
+    assert not list(cache.glob("smollm2*"))
 
 
 def test_two_processes_on_one_folder_share_it(child, tmp_path):
     """Both end well, with every row once and every adapter whole."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen([*child.command, "--sets", "2"], stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE, text=True,
-                                  env=environment, cwd=ROOT) for _ in range(2)]
+    processes = []
+    for _ in range(2):
+        process = subprocess.Popen(
+            [*child.command, "--sets", "2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+        )
+        processes.append(process)
     outputs = [process.communicate() for process in processes]
     errors = "\n".join(error[-2000:] for _, error in outputs)
     assert [process.returncode for process in processes] == [0, 0], errors
-    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    file = tmp_path / "out" / "results.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 10 == len({(row["run"], row["eval_dataset"]) for row in rows})
-    folders = {tmp_path / "out" / row["run"] for row in rows if row["lr"]}
+    folders = {tmp_path / "out" / row["run"] for row in rows if row.get("lr")}
     assert len(folders) == 6
     for folder in folders:
         assert {path.name for path in folder.iterdir()} == {
-            "adapter_config.json", "adapter_model.safetensors", "training.json"}
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "training.json",
+        }
 
 
 def test_folders_that_cannot_be_written_are_named(child, tmp_path):
@@ -195,7 +249,8 @@ def test_folders_that_cannot_be_written_are_named(child, tmp_path):
     try:
         message = one_error(child("--out", str(locked), before=obey_permissions))
         assert "cannot write to" in message and "--out" in message
-        message = one_error(child("--model", "smollm2-135m", before=obey_permissions, cache=locked))
+        options = ("--model", "smollm2-135m")
+        message = one_error(child(*options, before=obey_permissions, cache=locked))
         assert "cannot write to the cache folder" in message and "IA2_CACHE" in message
     finally:
         locked.chmod(0o755)
@@ -204,5 +259,5 @@ def test_folders_that_cannot_be_written_are_named(child, tmp_path):
 def test_a_damaged_results_file_is_named(call, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.jsonl").write_text('{"run": "x"}\n[1]\n')
-    code, _, err, _ = call(main=sweep.main)
-    assert code == 2 and "results.jsonl, line 1: this is not a result" in err
+    result = call(main=sweep.main)
+    assert result.code == 2 and "results.jsonl, line 1: this is not a result" in result.err

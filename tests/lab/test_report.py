@@ -1,215 +1,556 @@
-"""pytest tests/lab/test_report.py: tables that average over few-shot sets alone; saved adapters; speed."""
+"""pytest tests/lab/test_report.py: tables that average over few-shot sets alone, one primary test,
+and what training undid.
+"""
+
+import itertools
 import json
+import math
 import re
-import shlex
-from itertools import product
 from pathlib import Path
 
 import pytest
-from conftest import tiny
+from samples import row as sample_row
 from scipy import stats
-from test_lora import peft_folder
 
 import ia2
-import lora
-from lab import adapters, bench, plots, report, reproduce, sweep
-from sources import models, offline
+from lab import cells, comparisons, diagnostics, differences, report, variants
+from lab import rows as result_rows
+from support import cli, records
+from support.cli import UserError
 
-BASE = dict(model="m", model_hash="sha256:abcdef", dtype="float32", dataset="d", source="s",
-            pool_data="p" * 16, prompt="{text}", labels="words", balanced=False, max_tokens=1, seed=0,
-            demos="own", n=4, versions={"torch": "2"}, eval_dataset="d", eval_source="s", test=10,
-            test_data="t" * 16, ece=0.1, ece_floor=0.05, ece_floor_sd=0.01, asim=0.5,
-            accuracy_among_labels=0.5, label_mass=0.9)
+ROOT = Path(__file__).parents[2]
+COMMITTED = sorted(ROOT.glob("results/*/results.jsonl"))
+VERDICTS = ("holds", "does not hold", "undecided")
 
 
-def row(method="sft", number=0, accuracy=0.5, lr=1e-3, **changes):
-    trained = {"lr": lr, "rank": 8, "epochs": 50, "dev_gold_loss": 1.0}
-    if method in ("base", "icl"):
-        trained = {"lr": None, "rank": None, "epochs": None}
-    found = {**BASE, **trained, "method": method, "set": number, "accuracy": accuracy, **changes}
-    return {**found, "run": json.dumps({key: value for key, value in found.items() if "eval" not in key},
-                                       sort_keys=True)}
+def row(method="sft", number=0, accuracy=0.5, lr=3e-4, **changes):
+    """A row of the present procedure; base and ICL are not trained."""
+    trained = {"lr": lr, "rank": 8, "epochs": 50, "keep": "best", "dev_gold_loss": 1.0}
+    found = {
+        "model_hash": "sha256:abcdef",
+        "dtype": "float32",
+        "pool_data": "p" * 16,
+        "prompt": "{text}",
+        "max_tokens": 1,
+        "seed": 0,
+        "train_data": f"train {number}",
+        "dev_data": f"dev {number}",
+        "train_labels": ["no", "yes", "no", "yes"],
+        "dev_labels": ["no", "yes"],
+        "test_data": f"queries {number}",
+        "versions": {"torch": "2"},
+        "set": number,
+        "method": method,
+        "accuracy": accuracy,
+        **(trained if method not in ("base", "icl") else {"lr": None}),
+        **changes,
+    }
+    return sample_row(**found)
+
+
+def stage(name, kept, steps=50):
+    return {"name": name, "kept_step": kept, "steps": steps}
+
+
+def five_sets(first, second, **changes):
+    """ia2-sft and sft on as many sets as there are pairs of accuracies."""
+    rows = []
+    for number, (one, other) in enumerate(zip(first, second)):
+        rows.append(row("ia2-sft", number, one, **changes))
+        rows.append(row("sft", number, other, **changes))
+    return rows
+
+
+# ---- what is averaged ----------------------------------------------------------------------------
 
 
 def test_means_and_intervals_are_over_few_shot_sets():
     rows = [row("sft", i, accuracy) for i, accuracy in enumerate([0.4, 0.6, 0.8])]
     rows += [row("base", i, 0.5) for i in range(3)]
-    interval = stats.t.interval(0.95, 2, loc=60, scale=stats.sem([40, 60, 80]))
+    low, high = stats.t.interval(0.95, 2, loc=60, scale=stats.sem([40, 60, 80]))
     text = report.tables(rows)
-    assert f"| 60.0 [{interval[0]:.1f}, {interval[1]:.1f}]" in text and "| base " in text
-    assert re.search(r"\| sft +\| 0.001 +\| 3 ", text)
+    assert f"| 60.0 [{low:.1f}, {high:.1f}]" in text
+    assert "| base " in text
+    assert re.search(r"\| sft +\| 3e-4 \| 3 ", text)
 
 
-@pytest.mark.parametrize("change", [
-    {"rank": 3}, {"seed": 1}, {"test": 20, "test_data": "u" * 16}, {"pool_data": "q" * 16}, {"epochs": 10},
+CHANGES = [
+    {"rank": 3},
+    {"epochs": 10},
+    {"keep": "last"},
+    {"lr": 1e-3},
+    {"sft_on": "icl"},
+    {"beta": 2.0},
+    {"targets": "unlabelled"},
+    {"queries": 16},
+    {"an_option_of_the_future": "on"},
+    {"seed": 1},
+    {"test": 20},
+    {"n": 8},
+    {"pool_data": "q" * 16},
     {"labels": "digits"},
-    {"balanced": True}, {"source": "folder:d"}, {"model_hash": "sha256:fedcba"}, {"dtype": "bfloat16"},
-    {"sft_on": "icl"}, {"beta": 2.0}, {"demos": "flipped"},
-    {"n": 8}, {"versions": {"torch": "3"}}, {"test_data": "v" * 16}, {"prompt": "Text:{text}"},
-    {"dataset": "e"}, {"max_tokens": 5}, {"lr": 3e-4}])
+    {"balanced": False},
+    {"source": "folder:d"},
+    {"model": "other"},
+    {"model_hash": "sha256:fedcba"},
+    {"dtype": "bfloat16"},
+    {"demos": "flipped"},
+    {"versions": {"torch": "3"}},
+    {"prompt": "Text:{text}"},
+    {"dataset": "e"},
+    {"eval_dataset": "e"},
+    {"max_tokens": 5},
+    {"procedure": "1"},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_rows_that_differ_in_anything_but_the_set_are_never_averaged(change):
     text = report.tables([row("sft", 0, 0.4), row("sft", 1, 0.9, **change)])
-    assert "65.0" not in text and "2 few-shot sets" not in text
+    assert "65.0" not in text
+    assert "40.0" in text
+    assert "90.0" in text
     assert not re.search(r"\| sft [^\n]*\| 2 +\|", text)
-    assert "40.0" in text or "lr" in change
 
 
-def test_equal_rates_stand_beside_the_picked_one_and_the_yardstick_is_the_gold_loss():
-    """By the stage's own dev loss and the test 1e-3 would win; the dev examples' true answers say 1e-4."""
+@pytest.mark.parametrize("change", [{"test_data": "other queries"}, {"commit": "abc"}])
+def test_other_queries_and_where_it_ran_do_not_part_the_sets(change):
+    text = report.tables([row("sft", 0, 0.4), row("sft", 1, 0.9, **change)])
+    assert "65.0" in text
+    assert "drawn anew for each set" in text
+
+
+@pytest.mark.parametrize("field", ["train_data", "dev_data"])
+def test_one_number_for_two_few_shot_sets_is_refused(field):
+    rows = [row("sft", 0), row("ia2", 0), row("sft", 1)]
+    report.check_rows(rows)
+    rows[1][field] = "other examples"
+    with pytest.raises(UserError, match=f"few-shot set 0 of d.*{field}.*not one few-shot set"):
+        report.tables(rows)
+
+
+def test_one_method_twice_on_one_set_is_refused():
+    rows = [row("sft", 0, 0.4), row("sft", 0, 0.5, test_data="other queries")]
+    with pytest.raises(UserError, match="two rows of sft on d"):
+        report.tables(rows)
+
+
+@pytest.mark.parametrize("field", ["method", "set", "accuracy", "model", "n"])
+def test_rows_of_another_kind_are_refused_in_a_sentence(field):
+    broken = row("sft", 1)
+    del broken[field]
+    with pytest.raises(UserError, match=f"lacks `{field}`"):
+        report.tables([row("sft", 0), broken])
+
+
+def test_scores_that_are_missing_or_not_finite_leave_a_dash():
+    rows = [row("sft", i, nll=math.nan, asim=None, gap=None) for i in range(3)]
+    rows += [row("ia2-sft", i, nll=0.3 if i else None, asim=0.5) for i in range(3)]
+    rows += [row("icl", i, math.nan) for i in range(3)]
+    text = report.report(rows)
+    assert "nan" not in text
+    line = next(line for line in text.splitlines() if line.startswith("| icl "))
+    assert "| -  " in line
+    assert "0.300 [0.300, 0.300]" in text
+
+
+def test_each_methods_ece_stands_with_its_own_floor():
+    rows = [row("sft", i, ece_floor=0.012) for i in range(2)]
+    rows += [row("icl", i, ece_floor=0.087) for i in range(2)]
+    head, _, *lines = report.grid(report.method_lines(rows)).splitlines()
+    place = [cell.strip() for cell in head.split("|")].index("its floor")
+    floors = {}
+    for line in lines:
+        found = [cell.strip() for cell in line.split("|")]
+        floors[found[1]] = found[place]
+    assert floors == {"sft": "0.012", "icl": "0.087"}
+
+
+def test_the_top_1_ece_is_in_no_table():
+    rows = [row("base", i, 0.0, ece_top1=0.0613) for i in range(2)]
+    assert "0.061" not in report.report(rows)
+
+
+# ---- learning rates ------------------------------------------------------------------------------
+
+
+def test_all_rates_stand_side_by_side_and_dev_picks_by_the_gold_loss():
+    """By the stage's own dev loss and by the test 1e-3 would win; the true answers say 1e-4."""
     rows = [row("ia2", i, 0.9, 1e-3, dev_gold_loss=0.9, dev_loss=1.0) for i in range(2)]
     rows += [row("ia2", i, 0.3, 1e-4, dev_gold_loss=0.2, dev_loss=9.0) for i in range(2)]
-    rows += [row("sft", i, 0.8, 1e-2, dev_gold_loss=0.1) for i in range(1)]  # lacks a set: is not picked
+    rows += [row("sft", 0, 0.8, 1e-2, dev_gold_loss=0.1)]  # lacks a set: is not picked
     rows += [row("sft", i, 0.5, 1e-4, dev_gold_loss=0.5) for i in range(2)]
     rows += [row("base", i, 0.4) for i in range(2)]
-    picked = report.pick_rates(rows)
-    assert {(r["method"], r["lr"]) for r in picked} == {("ia2", 1e-4), ("sft", 1e-4), ("base", None)}
+    picked = {(each["method"], each["lr"]) for each in result_rows.pick_by_dev(rows)}
+    assert picked == {("ia2", 1e-4), ("sft", 1e-4), ("base", None)}
     text = report.tables(rows)
-    assert text.count("Every method at") == 3 and "lowest cross-entropy on the true answers" in text
-    for part in text.split("Every method at")[1:]:
+    for rate in ("1e-4", "1e-3", "1e-2"):
+        part = text.split(f"Every method at {rate}:")[1].split("Every")[0]
         assert "| base " in part
+    assert "lowest cross-entropy on the true answers of the dev examples" in text
 
 
-def test_the_kinds_of_demos_stand_side_by_side_and_are_never_averaged():
-    rows = [row("ia2", i, accuracy, demos=kind, agreement=0.25) for i in range(2)
-            for kind, accuracy in (("own", 0.8), ("flipped", 0.3))]
-    rows += [row("ia2", i, 0.99, 3e-2, demos="own", dev_gold_loss=0) for i in range(2)]  # flipped lacks it
-    text = report.controls(rows)
-    assert "99.0" not in text and text.count("###") == 1
-    assert "as ICL %" in text and "25.0 [25.0, 25.0]" in text
-    assert re.search(r"\| own +\| ia2 .*\| 80.0 \[80.0, 80.0\]", text)
-    assert re.search(r"\| flipped +\| ia2 .*\| 30.0 \[30.0, 30.0\]", text)
-    assert not report.controls([found for found in rows if found["demos"] == "own"])
+def test_a_rate_without_a_dev_figure_is_not_picked():
+    rows = [row("ia2", 0, 0.9, 1e-3, dev_gold_loss=None), row("ia2", 0, 0.1, 1e-4)]
+    assert [each["lr"] for each in result_rows.pick_by_dev(rows)] == [1e-4]
+    without = [row("ia2", 0, lr=lr, dev_gold_loss=None) for lr in (1e-3, 1e-4)]
+    assert result_rows.pick_by_dev(without) == []
 
 
-def test_differences_pair_the_sets_and_average_tests_of_a_set_first():
+def test_the_authors_rule_takes_the_best_mean_test_accuracy_of_each_test():
     rows = []
-    for i, (first, second) in enumerate([(0.9, 0.6), (0.8, 0.7), (0.7, 0.65)]):
-        for task, more in (("d", 0.0), ("e", 0.1)):
-            rows += [row("ia2-sft", i, first + more, eval_dataset=task),
-                     row("sft", i, second, eval_dataset=task)]
-    assert report.paired(rows, "accuracy", "ia2-sft", "sft") == pytest.approx([0.35, 0.15, 0.10])
-    lines = report.claims(rows)
-    gap = stats.t.interval(0.95, 2, loc=15, scale=stats.sem([30, 10, 5]))
-    claim = next(line for line in lines if "more accurate than SFT, in domain" in line[0])
-    assert claim[1] == f"+15.0 [{gap[0]:+.1f}, {gap[1]:+.1f}], 3 sets" and claim[2] == "undecided"
-    assert all("p =" not in cell for line in lines for cell in line)
+    for test, best in (("d", 1e-4), ("e", 1e-3)):
+        for lr in (1e-4, 1e-3):
+            for i in range(2):
+                accuracy = (0.8 if lr == best else 0.6) + 0.02 * i
+                rows.append(row("sft", i, accuracy, lr, eval_dataset=test))
+    text = report.tables(rows)
+    table = text.split("### Picked by test accuracy, as the authors do")[1].split("###")[0]
+    assert re.search(r"\| sft +\| 81.0 at 1e-4 \| 81.0 at 1e-3 +\|", table)
+    assert "too high" in table
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(3e-4, "3e-4"), (1e-3, "1e-3"), (2.5e-5, "2.5e-5"), (0.5, "5e-1"), (None, "-")],
+)
+def test_rates_are_written_as_in_the_paper(rate, text):
+    assert cells.rate_text(rate) == text
+
+
+# ---- differences and the tests -------------------------------------------------------------------
+
+
+def test_differences_pair_the_sets_and_average_tests_and_n_first():
+    rows = []
+    for number, (first, second) in enumerate([(0.9, 0.6), (0.8, 0.7), (0.7, 0.65)]):
+        for test, n, more in (("d", 4, 0.0), ("e", 4, 0.1), ("d", 8, -0.1)):
+            changes = {"eval_dataset": test, "n": n}
+            rows.append(row("ia2-sft", number, first + more, **changes))
+            rows.append(row("sft", number, second, **changes))
+    found = comparisons.paired(rows, "accuracy", "ia2-sft", "sft")
+    assert list(found.values()) == pytest.approx([0.3, 0.1, 0.05])
+    low, high = stats.t.interval(0.95, 2, loc=15, scale=stats.sem([30, 10, 5]))
+    p = stats.ttest_1samp([30, 10, 5], 0).pvalue
+    text = report.report(rows)
+    line = f"At 3e-4: +15.0 [{low:+.1f}, {high:+.1f}], 3 sets, 3 of them above zero"
+    assert f"{line}, p = {p:.4f}: **undecided**".replace("= 0.", "= .") in text
+
+
+def test_a_set_that_lacks_one_of_the_two_methods_is_left_out():
+    rows = five_sets([0.9, 0.8], [0.6, 0.7]) + [row("ia2-sft", 2, 0.1)]
+    assert len(comparisons.paired(rows, "accuracy", "ia2-sft", "sft")) == 2
+
+
+def test_models_trained_on_the_same_texts_are_one_set():
+    """n = 2 is the start of n = 4, other labels are other words for the same examples."""
+    rows = five_sets([0.9, 0.8], [0.5, 0.6])
+    rows += five_sets([0.7, 0.6], [0.5, 0.6], model="larger", labels="digits", pool_data="q")
+    rows += five_sets([0.5], [0.5], model="larger", labels="digits", pool_data="q", n=2)
+    found = comparisons.paired(rows, "accuracy", "ia2-sft", "sft")
+    # set 0: 0.4 of the first model, and of the second the mean of 0.2 and 0.0
+    assert list(found.values()) == pytest.approx([(0.4 + 0.1) / 2, (0.2 + 0.0) / 2])
+
+
+def test_a_stand_in_is_the_task_that_it_stands_in_for():
+    stand_in = row(dataset="sst2", source="stand-in movies, pypi:x==1")
+    assert result_rows.independent_set(stand_in) == result_rows.independent_set(
+        row(dataset="movies", source="pypi:x==1")
+    )
+    others = [{"balanced": False}, {"seed": 1}, {"dataset": "amazon"}, {"source": "hub"}]
+    keys = {result_rows.independent_set(row(**change)) for change in others}
+    assert len(keys - {result_rows.independent_set(row())}) == len(others)
+
+
+def test_the_primary_test_is_one_and_at_one_rate():
+    """At 1e-4 the difference would be sure; at the planned rate it is not."""
+    rows = five_sets([0.9, 0.91, 0.92], [0.6, 0.6, 0.6], lr=1e-4)
+    rows += five_sets([0.9, 0.5, 0.6], [0.6, 0.6, 0.6])
+    section = differences.all_tests(rows)
+    text = "\n".join(section)
+    assert text.count("**") == 2
+    assert "**undecided**" in text
+    assert "At 3e-4: +6.7 " in text
+    first = next(line for line in text.splitlines() if line.startswith("| all "))
+    assert "+31.0 " in first  # the other rates stand beside it
+    assert "+18.8 " in first  # and so does their mean
+
+
+@pytest.mark.parametrize(
+    ("first", "word"),
+    [
+        ([0.9, 0.91, 0.92], "holds"),
+        ([0.3, 0.31, 0.32], "does not hold"),
+        ([0.9, 0.3, 0.6], "undecided"),
+    ],
+)
+def test_the_primary_tests_word_is_that_of_its_interval(first, word):
+    text = "\n".join(differences.all_tests(five_sets(first, [0.6, 0.6, 0.6])))
+    assert f"**{word}**" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": 32},
+        {"epochs": 10},
+        {"keep": "last"},
+        {"lr": 1e-3},
+        {"demos": "flipped"},
+        {"sft_on": "icl"},
+    ],
+)
+def test_rows_beside_the_plan_are_not_what_the_primary_test_is_made_on(change):
+    rows = five_sets([0.9, 0.91, 0.92], [0.6, 0.6, 0.6], **change)
+    text = report.report(rows)
+    assert "Not made" in text
+    assert not any(f"**{word}**" in text for word in VERDICTS)
+    assert "+31.0 " in text  # the difference is shown all the same
+
+
+def test_rates_that_cover_less_are_not_set_beside_those_that_cover_more():
+    rows = five_sets([0.9, 0.8], [0.6, 0.7]) + five_sets([0.5, 0.6], [0.6, 0.5], n=8)
+    rows += five_sets([0.9, 0.9], [0.6, 0.6], lr=1e-3)
+    text = "\n".join(differences.all_tests(rows))
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
+    assert [cell.strip() for cell in lines["all"].split("|")][3] == "-"
+    assert "+30.0 " in lines["n = 4"]
+
+
+def test_arms_are_compared_with_arms_of_the_same_training():
+    """Rank 32 with rank 32; an option that SFT does not have stands in no one's way."""
+    rows = five_sets([0.9, 0.9], [0.6, 0.6])
+    rows += five_sets([0.5, 0.5], [0.8, 0.8], rank=32)
+    rows += [row("ia2-sft", i, 0.7, targets="unlabelled", queries=16) for i in range(2)]
+    text = "\n".join(differences.all_differences(rows))
+    found = {}
+    for line in text.splitlines():
+        if "accuracy" in line:
+            parts = [cell.strip() for cell in line.split("|")]
+            found[parts[1]] = parts[5].split()[0]
+    assert found == {
+        "ia2-sft, rank 8 minus sft": "+30.0",
+        "ia2-sft, rank 32 minus sft": "-30.0",
+        "ia2-sft, rank 8, queries 16, targets unlabelled minus sft": "+10.0",
+    }
+
+
+def rejected(p_values, level):
+    """Holm's procedure as he wrote it: step down until one is too large."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    found = set()
+    for step, i in enumerate(order):
+        if p_values[i] > level / (len(p_values) - step):
+            break
+        found.add(i)
+    return found
+
+
+def test_holms_adjusted_values_are_the_levels_at_which_his_procedure_rejects():
+    for p_values in itertools.product([0.001, 0.011, 0.02, 0.04, 0.3], repeat=3):
+        adjusted = comparisons.holm(list(p_values))
+        for level in (0.0031, 0.022, 0.034, 0.05, 0.1, 0.61):
+            assert {i for i, p in enumerate(adjusted) if p <= level} == rejected(p_values, level)
+    assert comparisons.holm([0.02, math.nan, 0.03])[0] == pytest.approx(0.04)
+    assert math.isnan(comparisons.holm([0.02, math.nan])[1])
+
+
+def test_secondary_tests_are_the_papers_claims_with_holms_correction():
+    rows = []
+    gains = [0.10, 0.12, 0.11, 0.13]
+    for i, gain in enumerate(gains):
+        rows.append(row("sft", i, 0.5, asim=0.4, ece=0.3))
+        rows.append(row("ia2-sft", i, 0.5, asim=0.4 + gain, ece=0.3 - gain * i))
+        rows.append(row("icl", i, 0.6 - gain, asim=1.0, ece=0.1 * i))
+    tests = {test.claim.text: test for test in comparisons.secondary_tests(rows)}
+    assert len(tests) == 4
+    nearer = next(test for text, test in tests.items() if "nearer to ICL inside" in text)
+    assert nearer.verdict == "holds"
+    assert nearer.adjusted == pytest.approx(4 * nearer.p)
+    assert nearer.p == pytest.approx(stats.ttest_1samp(gains, 0).pvalue)
+    assert {test.verdict for test in tests.values()} == {"holds", "undecided"}
+    claims = " ".join(claim.text for claim in comparisons.SECONDARY)
+    assert "as accurate as ICL" not in claims  # the paper says neither of these
+    assert "moves away" not in claims
+
+
+def test_claims_about_labels_are_not_made_on_free_text():
+    rows = five_sets([0.9, 0.8, 0.7], [0.6, 0.5, 0.4], labels=None, balanced=False, ece=None)
+    rows += [row("icl", i, 0.5, labels=None, balanced=False, ece=None) for i in range(3)]
+    for test in comparisons.secondary_tests(rows):
+        assert "(labels)" not in test.claim.text
 
 
 def test_asim_against_ece_is_looked_at_within_method_and_n():
-    """Between methods they fall together; within each they rise together, and that is what counts."""
-    rows = [row(method, i, asim=level + i / 100, ece=0.5 - level + i / 100)
-            for method, level in (("sft", 0.1), ("ia2", 0.4)) for i in range(5)]
-    assert next(line for line in report.claims(rows) if "nearer" in line[0])[1].endswith("mean +1.00 of 2")
+    """Between methods they fall together; within each they rise together: that is what counts."""
+    rows = []
+    for method, level in (("sft", 0.1), ("ia2-sft", 0.4)):
+        for i in range(5):
+            rows.append(row(method, i, asim=level + i / 100, ece=0.5 - level + i / 100))
+    text = "\n".join(differences.all_tests(rows))
+    line = next(line for line in text.splitlines() if "rank correlation" in line)
+    assert "+1.00, mean of 2" in line
+    assert "not tested" in line
 
 
-def test_the_report_prints_a_results_file_and_draws_it(call, tmp_path, monkeypatch, capsys):
-    _, out, _, rows = call("--sets", 2, "--n", 2, 4, main=sweep.main)
-    file = tmp_path / "out" / "results.jsonl"
-    monkeypatch.setattr("sys.argv", ["report", str(file), "--plots", str(tmp_path / "pictures")])
-    assert offline.run_main(report.main) == 0
-    found = capsys.readouterr()
-    assert found.out.startswith(out.rstrip("\n")) and "### Claims of the paper" in found.out
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 4 and "pictures: 4" in found.err
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "none.jsonl")])
-    assert offline.run_main(report.main) == 2 and "there is no results file" in capsys.readouterr().err
+def test_verdicts_stand_beside_planned_tests_alone():
+    rows = five_sets([0.9, 0.91, 0.92], [0.6, 0.6, 0.6], asim_centred=0.1)
+    rows += [row("icl", i, 0.5) for i in range(3)] + [row("base", i, 0.1) for i in range(3)]
+    text = report.report(rows)
+    planned, _, rest = text.partition("\n## d, n = 4")
+    assert "holds" in planned
+    assert not any(word in rest for word in VERDICTS)
+    former = report.report([{**each, "procedure": "1"} for each in rows])
+    assert not any(word in former for word in VERDICTS)
+    assert "no verdict, since the test was named after these rows were made" in former
+    assert former.count(report.FORMER) == 1
 
 
-def test_pictures_show_base_and_hide_nothing():
-    rows = [row(method, i, 0.2 + 0.1 * i, asim_layers=[0.5, 0.6])
-            for method in ("base", "icl", "sft", "ia2", "ia2-sft") for i in range(3)]
-    axis = plots.set_by_set(rows, "title").axes[0]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["base", "icl", "sft", "ia2", "ia2-sft"]
-    assert len(axis.lines) == 4 and axis.get_ylim()[0] < 0 and axis.get_ylim()[1] > 100
-    figure = plots.reliability({"base": [(3, 0.2, 0.1), (7, 0.9, 0.8)]}, {"base": 0.1}, 0.05)
-    legend = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
-    assert legend == {"10% of the queries", "50% of the queries"}
-    for figure in (plots.loss_by_layer([1, 2, 6], [1, 1, 2]),
-                   plots.curves({"ia2": ([2, 4], [3, 1])}, "loss", "t"),
-                   plots.clouds({"base": {"base": [[0, 1], [2, 3]]}}),
-                   plots.asim_by_layer({"base": [0.1, 0.9]})):
-        assert figure.axes[0].get_title() and figure.axes[0].has_data()
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.parent.name)
+def test_committed_rows_get_no_verdict(file):
+    text = report.report(records.read_rows(file))
+    assert not any(re.search(rf"\b{word}\b", text) for word in VERDICTS)
+    assert "former procedure" in text
 
 
-# ---- saved adapters ----------------------------------------------------------------------------------------
+# ---- what sets hold, what training kept ----------------------------------------------------------
 
 
-QUICK = ("--test", "6")
+def test_sets_with_one_label_are_counted_and_shown_apart():
+    rows = five_sets([0.9, 0.8, 0.5], [0.6, 0.7, 0.5])
+    for each in rows:
+        if each["set"] == 2:
+            each["train_labels"] = ["no"] * 4
+    text = report.report(rows)
+    assert "| 3, 1 of one label |" in text
+    apart = text.split("Without the sets that have one label:")[1].split("\n\n")[1]
+    assert "85.0 " in apart  # the mean of 0.9 and 0.8
+    assert re.search(r"\| one label: cannot be learned +\| \+0.0, 1 set ", text)
+    assert re.search(r"\| two labels or more +\| \+20.0 ", text)
 
 
-@pytest.mark.parametrize("option", adapters.TRAINING)
-def test_options_of_training_are_not_taken_where_nothing_is_trained(option, call, tmp_path):
-    code, _, err, _ = call(tmp_path, option, "1", main=adapters.main, quick=QUICK)
-    assert code == 2 and "unrecognized arguments" in err and option in err
+def test_a_few_shot_set_is_described():
+    rows = five_sets([0.9], [0.4], teacher_right=0.75)
+    rows[0]["largest_share"] = 0.6
+    rows[1]["largest_share"] = 0.97
+    text = "\n".join(diagnostics.set_by_set(rows))
+    assert re.search(r"\| 0 +\| 2 x no, 2 x yes +\| 1 x no, 1 x yes +\| 75 ", text)
+    assert "40 (97% one label)" in text
+    assert "| 90 " in text
 
 
-def test_a_saved_adapter_is_tested_with_the_settings_of_its_training(call, tmp_path):
-    rows = call("--labels", "words", "--eval", "sst2", "poems")[3]
-    trained = next(row for row in rows if row["method"] == "ia2-sft" and row["eval_dataset"] == "poems")
-    code, out, err, _ = call(tmp_path / "out" / trained["run"], "--eval", "poems", main=adapters.main,
-                             quick=QUICK)
-    assert code == 0, err
-    line = next(line for line in out.splitlines() if line.startswith("| adapter"))
-    assert f"{100 * trained['accuracy']:.1f}" in line and f"{trained['ece']:.3f}" in line and "| base " in out
+def undone_rows():
+    """Set 1: the SFT stage kept nothing, so IA2 then SFT is IA2; set 2 has one equal accuracy."""
+    rows = []
+    for i in range(3):
+        scores = {"accuracy": 0.8, "asim": 0.9, "asim_layers": [0.9, 0.8], "nll": 0.5}
+        other = scores if i == 1 else {**scores, "asim": 0.7, "asim_layers": [0.7, 0.7]}
+        rows.append(row("sft", i, stages=[stage("sft", 20)]))
+        rows.append(row("ia2", i, stages=[stage("ia2", 50)], **scores))
+        kept = 0 if i == 1 else 4
+        stages = [stage("ia2", 50), stage("sft", kept, 14)]
+        rows.append(row("ia2-sft", i, stages=stages, **other))
+    return rows
 
 
-def test_pefts_own_adapters_are_tested_too_and_what_is_missing_is_said(call, place, tmp_path):
-    peft_folder(tmp_path / "theirs", tiny(vocabulary=49152))
-    code, out, err, _ = call(tmp_path / "theirs", "--eval", "sst2", main=adapters.main, quick=QUICK)
-    assert code == 0 and "| adapter " in out, err
-    for words, message in (((tmp_path / "theirs",), "does not say its task; give one with --eval"),
-                           ((tmp_path,), "is not an adapter folder: adapter_config.json is missing"),
-                           ((tmp_path / "theirs", "--eval", "sst2", "agnews"), "cannot be tested on agnews")):
-        code, out, err, _ = call(*words, main=adapters.main, quick=QUICK)
-        assert code == 2 and message in err and not out
+def test_a_method_that_is_undone_is_reported():
+    text = report.report(undone_rows())
+    assert "ia2-sft at 3e-4: a stage kept nothing in 1 of 3 sets (1)." in text
+    assert "ia2-sft at 3e-4 is ia2, to the last digit of all scores, in 1 of 3 sets (1)." in text
+    line = next(line for line in text.splitlines() if re.search(r"\| ia2-sft .*\| sft ", line))
+    found = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert found[3:] == ["4, 0, 4", "14, 14, 14", "1 of 3", "3 of 3", "0 of 3"]
 
 
-def test_an_adapter_is_not_tested_on_other_weights(call, place, tmp_path, tokenizer):
-    run = next(row["run"] for row in call()[3] if row["method"] == "sft")
-    tiny(vocabulary=49152, rms_norm_eps=1e-3, hidden_size=64).save_pretrained(tmp_path / "other")
-    tokenizer.save_pretrained(tmp_path / "other")
-    code, _, err, _ = call(tmp_path / "out" / run, "--model", tmp_path / "other", main=adapters.main,
-                           quick=QUICK)
-    assert code == 2 and "with other weights than those of" in err
-    (tmp_path / "out" / run / "training.json").unlink()
-    code, _, err, _ = call(tmp_path / "out" / run, "--model", tmp_path / "other", "--eval", "sst2",
-                           main=adapters.main, quick=QUICK)
-    assert code == 2 and "does not fit" in err
+def test_a_method_that_equals_another_on_one_test_alone_is_not_called_equal():
+    rows = undone_rows()
+    for each in list(rows):
+        rows.append({**each, "eval_dataset": "e", "asim": each["asim"] + 0.01 * len(rows)})
+    assert " is ia2, to the last digit" not in report.report(rows)
 
 
-# ---- speed and the reproduction ----------------------------------------------------------------------------
+def test_equal_accuracies_are_no_proof_that_methods_are_equal():
+    rows = [row(method, 0, 0.8, asim=None, nll=None) for method in ("sft", "ia2-sft")]
+    assert not comparisons.equal_in_all(*rows)
+    assert comparisons.equal_in_all(row("sft"), row("ia2-sft"))
 
 
-def test_the_benchmark_compares_both_ways_on_every_step(monkeypatch, capsys, tmp_path, tokenizer):
-    tiny(vocabulary=49152, max_position_embeddings=2048).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    monkeypatch.setattr("sys.argv", ["bench", "--model", str(tmp_path), "--repeats", "1", "--epochs", "2",
-                                     "--queries", "4"])
-    code = offline.run_main(bench.main, lora.LoRAError)
-    found = capsys.readouterr()
-    assert code == 0, found.err
-    for step in ("targets, 48 tokens", "ia2 stage", "sft stage", "evaluation", "icl evaluation"):
-        assert re.search(rf"\| {step} +\| [\d.]+ +\| [\d.]+ +\| [\d.]+ ", found.out)
+def test_a_stage_that_ran_as_long_as_it_may_is_counted():
+    assert ia2.Recipe().batch_size == diagnostics.BATCH
+    longer = {name: each.epochs for name, each in variants.METHODS.items() if each.epochs != 1}
+    assert longer == diagnostics.EPOCHS
+    assert diagnostics.cap(row("sft", n=4)) == 50
+    assert diagnostics.cap(row("sft", n=9)) == 150
+    assert diagnostics.cap(row("sft-100", n=8)) == 200
 
 
-def test_the_reproduction_is_the_list_of_commands_that_the_committed_rows_need(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["reproduce"])
-    assert offline.run_main(reproduce.main) == 0
-    lines, made = capsys.readouterr().out.splitlines(), set()
-    assert len(lines) == len(reproduce.RUNS)
+def test_kinds_of_demos_stand_side_by_side_and_are_never_averaged():
+    rows = []
+    for i in range(2):
+        rows.append(row("ia2", i, 0.8, agreement=0.25))
+        rows.append(row("ia2", i, 0.3 + 0.1 * i, demos="flipped", agreement=0.25))
+    rows += [row("ia2", i, 0.99, 3e-2, dev_gold_loss=0) for i in range(2)]  # flipped lacks it
+    text = "\n".join(diagnostics.controls(rows))
+    assert "99.0" not in text
+    assert text.count(", at ") == 1
+    assert re.search(r"\| own +\| ia2 +\| 80.0 \[80.0, 80.0\] +\| 25 ", text)
+    line = next(line for line in text.splitlines() if line.startswith("| flipped"))
+    assert "-50.0, -40.0" in line
+    assert "-45.0 [" in line
+    own = [each for each in rows if "demos" not in each]
+    assert diagnostics.controls(own) == []
 
-    def collect(args):
-        labels = args.labels or models.MODELS[args.model].labels
-        for method, n, number, task in product({"base", "icl", *args.methods}, args.n, range(args.sets),
-                                               args.eval):
-            for lr in args.rates if method in sweep.STAGES else [None]:
-                made.add((Path(args.out).name, labels, args.demos, n, number, lr, method, task, args.test))
-        raise offline.UserError("collected")
 
-    monkeypatch.setattr(ia2, "prepare", collect)
-    for line in lines:
-        monkeypatch.setattr("sys.argv", shlex.split(line, comments=True)[2:])
-        assert offline.run_main(sweep.main) == 2 and "collected" in capsys.readouterr().err, line
-    rows = [(file.parent.name, *(row[key] for key in ("labels", "demos", "n", "set", "lr", "method",
-                                                      "eval_dataset", "test")))
-            for file in Path("results").glob("*/results.jsonl") for row in offline.read_rows(file)]
-    assert made == set(rows) and len(rows) == len(made)
+def test_subspaces_are_averaged_over_sets_whose_sft_kept_something():
+    rows = []
+    for i, (kept, share) in enumerate([(10, 0.8), (0, 1.0), (20, 0.7)]):
+        stages = [stage("ia2", 50), stage("sft", kept)]
+        overlap = {"ia2": share, "sft": 0.1, "chance": 0.01}
+        rows.append(row("ia2-sft", i, stages=stages, overlap=overlap))
+        rows.append(row("ia2", i, stages=stages[:1], overlap={"sft": 0.09, "chance": 0.01}))
+    text = "\n".join(diagnostics.shared_subspace(rows))
+    assert re.search(r"\| d, n = 4, words \| 3e-4 \| 2 +\| 75% ", text)
+    assert "| 9% " in text
+    assert "39%" in text
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def written(path, rows):
+    """A results file of some rows, each with a run of its own."""
+    lines = [json.dumps({**each, "run": f"run {i}"}) for i, each in enumerate(rows)]
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+def test_one_file_is_printed_whole_and_several_as_one_test(tmp_path, capsys):
+    one = written(tmp_path / "one.jsonl", five_sets([0.9, 0.8], [0.6, 0.7]))
+    other = written(tmp_path / "two.jsonl", five_sets([0.9, 0.8], [0.6, 0.7], dataset="e"))
+    report.main([one])
+    text = capsys.readouterr().out
+    assert "## The primary test" in text
+    assert "## d, n = 4, m" in text
+    report.main([one, other])
+    text = capsys.readouterr().out
+    assert "4 sets" in text
+    assert "### d -> d" not in text
+    (tmp_path / "empty.jsonl").write_text("")
+    report.main([str(tmp_path / "empty.jsonl")])
+    assert "There are no results yet." in capsys.readouterr().out
+
+
+def test_a_missing_file_is_an_error_in_one_sentence(tmp_path, capsys):
+    assert cli.run_main(lambda: report.main([str(tmp_path / "none.jsonl")])) == 2
+    assert "there is no results file" in capsys.readouterr().err
+
+
+def test_names_with_dollars_are_printed_and_drawn(tmp_path, capsys):
+    rows = five_sets([0.9, 0.8], [0.6, 0.7], dataset="cost_$x$", eval_dataset="a$b")
+    for each in rows:
+        each["asim_layers"] = [0.5, 0.6]
+        each["outcomes"] = [[0, 0, 0, 0.9, [0.9, 0.1]], [1, 0, None, 0.4, [0.6, 0.4]]]
+    file = written(tmp_path / "rows.jsonl", rows)
+    report.main([file, "--plots", str(tmp_path / "pictures")])
+    assert "cost_$x$ -> a$b" in capsys.readouterr().out
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 4

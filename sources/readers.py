@@ -1,0 +1,360 @@
+"""Rows of data sets: local .jsonl and .csv files, the Hugging Face hub, and bundled snippets.
+
+A row is a dict in the fields of its source. `sources/tasks.py` turns rows into items.
+"""
+
+import csv
+import io
+import json
+import re
+import tarfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.cache import cached, download, read_member
+from support.cli import UserError
+from support.hub import ANSWER_SECONDS, REFUSALS, http_status, within_seconds
+
+PARTS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row before it is worded: the text to judge or answer, and what is right."""
+
+    text: str
+    label: int | None = None  # the number of the label
+    answer: str | None = None  # of free text
+    options: tuple[str, ...] = ()  # of multiple choice, in the order of the labels
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The numbered rows of both parts, and where they are from."""
+
+    parts: dict[str, list[tuple[int, dict]]]  # "train" and "test"
+    places: dict[str, str]  # what to name in a message about a row
+    source: str
+
+
+class BadRow(Exception):
+    """What is wrong with one row; the reader adds where it stands."""
+
+
+class NoHub(UserError):
+    """The hub is out of reach and nothing is cached."""
+
+
+# ---- fields --------------------------------------------------------------------------------------
+
+
+class CsvRow(dict):
+    """A row whose values are all text."""
+
+
+def field(row: dict, name: str, kind: type = str):
+    """The field `name` of a row, of the type `kind`. Raises BadRow where it is not there.
+
+    In CSV, numbers, truth values and lists are read from their text.
+    """
+    value = row.get(name) if isinstance(row, dict) else None
+    if isinstance(row, CsvRow) and kind is not str and value:
+        value = from_text(value, kind)
+    if value is None or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        have = "it is no JSON object"
+        if isinstance(row, dict):
+            have = f"it has {', '.join(str(key) for key in row)}"
+        raise BadRow(f"the row has no field {name!r} of type {kind.__name__} ({have})")
+    return value
+
+
+def from_text(text: str, kind: type):
+    """The value that a CSV field tells, or None."""
+    try:
+        value = json.loads(text.lower() if kind is bool else text)
+    except ValueError:
+        return None
+    if kind is float and type(value) is int:
+        return float(value)
+    return value
+
+
+# ---- local files ---------------------------------------------------------------------------------
+
+
+def read_folder(folder: Path) -> Rows:
+    """The rows of train.jsonl and test.jsonl, or .csv, in a folder.
+
+    Raises UserError where one is not there, or names file and line of what is wrong.
+    """
+    parts = {}
+    places = {}
+    for part in PARTS:
+        path = folder / f"{part}.jsonl"
+        if not path.exists():
+            path = path.with_suffix(".csv")
+        if not path.exists():
+            raise UserError(f"{folder} has no {part}.jsonl or {part}.csv; check the folder's name")
+        parts[part] = read_csv(path) if path.suffix == ".csv" else read_jsonl(path)
+        places[part] = str(path)
+    return Rows(parts, places, f"folder:{folder.name}")
+
+
+def read_text(path: Path) -> str:
+    """A file's text. Raises UserError with the line that is not UTF-8."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise bad_line(path, line, "this is not UTF-8; save the file as UTF-8") from None
+
+
+def bad_line(path: Path, line: int, problem: str) -> UserError:
+    return UserError(f"{path}, line {line}: {problem}")
+
+
+def read_jsonl(path: Path) -> list[tuple[int, dict]]:
+    """(line, row) of a file of one JSON object a line; blank lines are passed over."""
+    rows = []
+    for line, content in enumerate(read_text(path).split("\n"), start=1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            problem = "half of a surrogate pair (\\ud800 to \\udfff) is no character"
+            raise bad_line(path, line, f"{problem}; write the whole character") from None
+        except (ValueError, RecursionError) as error:
+            problem = f"this is not a JSON object: {error}; write one object a line"
+            raise bad_line(path, line, problem) from None
+        rows.append((line, row))
+    return rows
+
+
+def read_csv(path: Path) -> list[tuple[int, dict]]:
+    """(line, row) of a CSV file with a header."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows = []
+    header = None
+    try:
+        for values in reader:
+            if not values:
+                continue
+            if header is None:
+                header = values
+                check_header(path, header)
+                continue
+            check_width(path, reader.line_num, header, values)
+            # Without a value a field is missing; beyond the header there are empty ones only.
+            named = [pair for pair in zip(header, values) if pair[0]]
+            rows.append((reader.line_num, CsvRow(named)))
+    except csv.Error as error:
+        problem = f"this is not CSV ({error}); fix the line"
+        raise bad_line(path, reader.line_num, problem) from None
+    return rows
+
+
+def check_header(path: Path, header: list[str]) -> None:
+    """Raise UserError for a column that is named twice."""
+    for name, count in Counter(header).items():
+        if name and count > 1:
+            raise bad_line(path, 1, f"the column {name!r} is there {count} times; keep one of them")
+
+
+def check_width(path: Path, line: int, header: list[str], values: list[str]) -> None:
+    """Raise UserError for values without a column; empty ones at the end are fine."""
+    width = len(header)
+    while width and not header[width - 1]:  # a header may end in commas
+        width -= 1
+    if any(value.strip() for value in values[width:]):
+        problem = "the row has more fields than in the header; put quotes around one with commas"
+        raise bad_line(path, line, problem)
+
+
+# ---- bundled snippets ----------------------------------------------------------------------------
+
+SNIPPETS_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+SNIPPETS_FOLDER = "hutto_ICWSM_2014"
+
+
+def read_snippets(file: str) -> Rows:
+    """The rated snippets in one of the bundled files: rows of `text` and `rating`, in one part."""
+    path = cached("rated-snippets", unpack_snippets) / file
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), start=1):
+        _, rating, text = line.split("\t", 2)
+        rows.append((number, {"text": text, "rating": float(rating)}))
+    places = dict.fromkeys(PARTS, str(path))
+    return Rows({"train": rows, "test": []}, places, "pypi:vaderSentiment==3.3.2")
+
+
+def unpack_snippets(folder: Path) -> None:
+    """Put the bundled rated snippets, an archive inside an archive, into `folder`."""
+    with tarfile.open(download("vaderSentiment", folder)) as outer:
+        inner = io.BytesIO(read_member(outer.extractfile(SNIPPETS_ARCHIVE), 2**24))
+        with tarfile.open(fileobj=inner) as archive:
+            for member in archive.getmembers():
+                path = Path(member.name)
+                is_ratings = path.name.endswith("_GroundTruth.txt")
+                if path.parent.name == SNIPPETS_FOLDER and is_ratings:
+                    content = read_member(archive.extractfile(member), 2**24)
+                    (folder / path.name).write_bytes(content)
+    for file in folder.glob("*.tar.gz"):
+        file.unlink()
+
+
+# ---- the hub -------------------------------------------------------------------------------------
+
+CONVERTED = "refs/convert/parquet"  # the hub's own conversion, where a repository holds a script
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where rows are on the Hugging Face hub; `files` is a path pattern in the converted branch."""
+
+    repo: str
+    config: str | None = None
+    train: str = "train"
+    test: str = "test"
+    files: str | None = None
+
+    @property
+    def revision(self) -> str | None:
+        return CONVERTED if self.files else None
+
+    @property
+    def splits(self) -> dict[str, str]:
+        return {"train": self.train, "test": self.test}
+
+
+def read_hub(name: str, hub: Hub, without_hub: list[str]) -> Rows:
+    """The rows of the task `name` from the hub, or from what this machine keeps of it.
+
+    Raises NoHub, within 5 seconds, where there is neither; it names the tasks `without_hub`. Raises
+    UserError where the hub refuses the data set.
+    """
+    commit = newest_commit(hub)
+    try:
+        if hub.files:
+            parts, commit = read_converted(hub, commit)
+        else:
+            parts, commit = read_dataset(hub, commit)
+    except Exception as error:  # datasets, pyarrow and httpx have classes of their own
+        status = http_status(error)
+        if commit is None or (status is not None and status not in REFUSALS):
+            raise no_hub(name, without_hub) from None
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UserError(
+            f"cannot load {hub.repo} from the hub ({lines[0]}); run the same command again, a "
+            "download goes on where it was, or use --data-dir with local copies"
+        ) from None
+    places = {part: f"{hub.repo} ({part})" for part in PARTS}
+    return Rows(parts, places, f"hub:{hub.repo}@{commit[:12]}")
+
+
+def newest_commit(hub: Hub) -> str | None:
+    """The newest commit of a data set, None where the hub cannot be reached.
+
+    Raises UserError where it refuses: the data set is gated, gone, or has another name.
+    """
+    from huggingface_hub import HfApi
+
+    def ask():
+        api = HfApi()
+        return api.dataset_info(hub.repo, revision=hub.revision, timeout=ANSWER_SECONDS).sha
+
+    try:
+        return within_seconds(ask)
+    except Exception as error:  # no network, no name server, a proxy in the way, offline mode
+        status = http_status(error)
+    if status in (401, 403):
+        raise UserError(
+            f"the hub refuses {hub.repo} ({status}); accept its terms on its page of the hub and "
+            "run `hf auth login`, or use --data-dir with local copies"
+        )
+    if status == 404:
+        raise UserError(
+            f"the hub has no {hub.repo} any more (404); use --data-dir with local copies"
+        )
+    return None
+
+
+def no_hub(name: str, without_hub: list[str]) -> NoHub:
+    return NoHub(
+        f"the hub cannot be reached for {name} and it is not cached; check the network, or give "
+        f"local copies with --data-dir, or use one of {', '.join(without_hub)}, which need no hub"
+    )
+
+
+def read_converted(hub: Hub, commit: str | None) -> tuple[dict, str]:
+    """Rows by part from parquet files of the converted branch, and their commit.
+
+    The files stay in the hub's own cache, where they are found again without the hub.
+    """
+    import pyarrow.parquet
+    from huggingface_hub import snapshot_download
+
+    patterns = {part: hub.files.format(split=split) for part, split in hub.splits.items()}
+    folder = Path(
+        snapshot_download(
+            hub.repo,
+            repo_type="dataset",
+            revision=CONVERTED,
+            allow_patterns=list(patterns.values()),
+            local_files_only=commit is None,
+        )
+    )
+    parts = {}
+    for part, pattern in patterns.items():
+        rows = []
+        files = sorted(folder.glob(pattern))
+        if not files:
+            raise FileNotFoundError(f"there is no {pattern}")
+        for file in files:
+            rows += pyarrow.parquet.read_table(file).to_pylist()
+        parts[part] = list(enumerate(rows))
+    return parts, folder.name
+
+
+def read_dataset(hub: Hub, commit: str | None) -> tuple[dict, str]:
+    """Rows by part through the `datasets` library, which keeps them, and their commit."""
+    import datasets  # slow to import, and most runs do not need it
+
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    if commit is None:
+        look_in_the_cache_only(hub)
+    loaded = datasets.load_dataset(hub.repo, hub.config, revision=commit)
+    parts = {}
+    for part, split in hub.splits.items():
+        parts[part] = list(enumerate(loaded[split]))
+    if commit is None:
+        commit = cached_commit(loaded[hub.train])
+    return parts, commit
+
+
+def look_in_the_cache_only(hub: Hub) -> None:
+    """Tell the libraries that they are offline: they would ask the hub for half a minute.
+
+    Raises FileNotFoundError at once where the cache has nothing of the data set.
+    """
+    import datasets
+    import huggingface_hub
+
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    if not list(cache.glob(f"*{hub.repo.split('/')[1]}*")):
+        raise FileNotFoundError(f"{hub.repo} is not in {cache}")
+    datasets.config.HF_HUB_OFFLINE = True
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+def cached_commit(split) -> str:
+    """The commit of a cached data set: the library keeps each in a folder of that name."""
+    for file in split.cache_files:
+        folder = Path(file["filename"]).parent.name
+        if re.fullmatch(r"[0-9a-f]{40}", folder):
+            return folder
+    return "cached"

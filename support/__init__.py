@@ -1,0 +1,1 @@
+"""What every command needs. Nothing here knows what is trained, or how."""

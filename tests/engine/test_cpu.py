@@ -1,0 +1,106 @@
+"""pytest tests/engine/test_cpu.py: faster products and norms give what torch gives."""
+
+import pytest
+import torch
+from conftest import random_prompts, tiny
+from torch import nn
+
+from engine import cpu
+
+needs_onednn = pytest.mark.skipif(not cpu.HAS_ONEDNN, reason="this build of torch has no oneDNN")
+
+
+def pair(d_in, d_out, bias):
+    """A frozen linear layer of torch's and one of ours with the same weights."""
+    plain = nn.Linear(d_in, d_out, bias=bias).requires_grad_(False)
+    ours = nn.Linear(d_in, d_out, bias=bias).requires_grad_(False)
+    ours.load_state_dict(plain.state_dict())
+    ours.__class__ = cpu.FrozenLinear
+    return plain, ours
+
+
+def test_torch_still_has_the_product_that_has_no_public_name():
+    """Without it every run on AMD would be slower, and nothing else would say so."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of torch has no oneDNN")
+    assert hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    assert cpu.HAS_ONEDNN
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 576), (98, 576), (2, 37, 576), (0, 576)])
+def test_a_frozen_layer_and_its_gradient_are_those_of_torch(shape, bias):
+    plain, ours = pair(576, 192, bias)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    ours(x).sin().sum().backward()
+    plain(y).sin().sum().backward()
+    torch.testing.assert_close(ours(x), plain(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(x.grad, y.grad, atol=1e-5, rtol=1e-5)
+    assert torch.equal(ours(x), ours(x.detach())), "the same with and without a graph"
+
+
+def test_a_layer_that_trains_is_left_to_torch():
+    plain, ours = pair(8, 8, True)
+    ours.weight.requires_grad_(True)
+    x = torch.randn(2, 8)
+    assert torch.equal(ours(x), plain(x))
+    ours(x).sum().backward()
+    assert ours.weight.grad is not None
+
+
+def test_a_layer_in_bfloat16_is_left_to_torch():
+    plain, ours = pair(8, 8, True)
+    x = torch.randn(2, 8).bfloat16()
+    assert torch.equal(ours.bfloat16()(x), plain.bfloat16()(x))
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "Llama", "Gemma2"])
+def test_a_faster_model_is_the_same_model(family, monkeypatch):
+    monkeypatch.setattr(cpu, "PREFER_ONEDNN", cpu.HAS_ONEDNN)  # as on AMD, whatever this is
+    plain = tiny(family)
+    quick = tiny(family)
+    cpu.speed_up(quick)
+    tokens = torch.tensor(random_prompts([20, 20]))
+    torch.testing.assert_close(quick(tokens).logits, plain(tokens).logits, atol=1e-4, rtol=1e-4)
+    kinds = {type(module) for module in quick.modules()}
+    assert (cpu.FrozenLinear in kinds) == cpu.HAS_ONEDNN
+
+
+def test_the_norms_that_are_named_are_found_and_replaced():
+    """A norm that was renamed, or keeps its epsilon elsewhere, would no longer be any faster."""
+    for family in ("Qwen3", "Llama", "Qwen2", "Mistral"):
+        model = tiny(family)
+        cpu.speed_up(model)
+        norm = model.get_decoder().norm
+        assert type(norm).__name__ in cpu.NORMS
+        x = torch.randn(3, 32)
+        expected = x / (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+        torch.testing.assert_close(norm(x), expected * norm.weight)
+        assert "forward" in vars(norm), "replaced"
+
+
+def test_ia2_plain_leaves_a_model_alone(monkeypatch):
+    monkeypatch.setattr(cpu, "PREFER_ONEDNN", cpu.HAS_ONEDNN)
+    monkeypatch.setenv("IA2_PLAIN", "1")
+    model = tiny("Llama")
+    cpu.speed_up(model)
+    assert cpu.FrozenLinear not in {type(module) for module in model.modules()}
+    assert "forward" not in vars(model.get_decoder().norm)
+
+
+@pytest.mark.parametrize(
+    "device, processor, expected",
+    [
+        ("cpu", "AuthenticAMD avx2", torch.float32),
+        ("cpu", "AuthenticAMD avx512_bf16", torch.bfloat16),
+        ("cpu", "", torch.float32),
+        ("cpu", "GenuineIntel avx512_bf16 amx_bf16 amx_tile", torch.bfloat16),
+        ("cpu", "GenuineIntel avx512_bf16", torch.float32),
+        ("cuda", "AuthenticAMD avx2", torch.bfloat16),
+    ],
+)
+def test_bfloat16_only_where_its_products_are_fast(device, processor, expected, monkeypatch):
+    monkeypatch.setattr(cpu, "CPU", processor)
+    assert cpu.best_dtype(torch.device(device)) == expected
