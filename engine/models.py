@@ -251,11 +251,12 @@ def load_model(choice: ModelChoice) -> PreTrainedModel:
 # Weights that a pass over text does not use: of images and sounds, and of further heads that
 # predict several tokens at once.
 UNUSED = re.compile(r"(^|[._])(vision|visual|image|video|audio|multi_modal|mtp)([._]|$)")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_weights(name: str, model: PreTrainedModel, report: dict) -> None:
     """Raise UserError if weights were missing from a model's files, had another shape, or were left
-    over, as transformers reports it, or are not finite.
+    over, by what transformers reports, or if one is not finite.
     """
     problems = []
     missing = sorted(report["missing_keys"])
@@ -266,15 +267,17 @@ def check_weights(name: str, model: PreTrainedModel, report: dict) -> None:
     unexpected = sorted(key for key in report["unexpected_keys"] if not UNUSED.search(key))
     if unexpected:
         problems.append(f"{first_of(unexpected)} not a part of the model")
-    # A sum is not finite if one weight is not, and takes a fraction of the time of isfinite.
-    for key, weight in model.named_parameters():
-        if not problems and not weight.sum(dtype=torch.float32).isfinite():
-            problems.append(f"{key} is not finite")
     if problems:
         raise UserError(
             f"the weights of {name} are not those of its config.json ({'; '.join(problems)}); use "
             "a causal language model that transformers' save_pretrained wrote, whole"
         )
+    for key, weight in model.named_parameters():
+        # A sum is not finite if one weight is not, and takes a fraction of the time of isfinite.
+        if weight.dtype in FLOATS and not weight.sum(dtype=torch.float32).isfinite():
+            raise UserError(
+                f"the weights of {name} are damaged ({key} is not finite); fetch or save them again"
+            )
 
 
 def first_of(names: list[str]) -> str:
@@ -293,9 +296,10 @@ def check_tokenizer(name: str, model: nn.Module, tokenizer) -> None:
             f"the tokenizer of {name} has {len(tokenizer)} tokens and the model embeds {rows}: "
             f"{advice}"
         )
-    highest = max(
-        *tokenizer.get_vocab().values(), tokenizer.eos_token_id or 0
-    )  # ids may have holes
+    ids = list(tokenizer.get_vocab().values())  # which may have holes
+    if tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    highest = max(ids)
     if highest >= rows:
         raise UserError(
             f"the tokenizer of {name} has a token with the id {highest} and the model embeds "

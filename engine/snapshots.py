@@ -112,7 +112,7 @@ def describe(error: Exception, answered: bool) -> Problem:
         what = f"the hub's cache cannot be written ({error.strerror})"
         return Problem(what, "make room or set HF_HOME to another folder")
     if answered:
-        advice = "run the same command again, it goes on where it was"
+        advice = "run the same command again, finished files are kept"
         return Problem("the download broke off", advice)
     return Problem(unreachable, "check the network, or give a local folder")
 

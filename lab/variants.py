@@ -450,21 +450,23 @@ def foreign_task(training: data.Data, tests: list[data.Data], tokenizer, options
     """
     own = training.task
     used = [training, *tests]
+    names = {other.task.name for other in used}
     options = replace(options, labels=training.label_style)
     for task in tasks.TASKS.values():
         alike = (task.family, task.labels, bool(task.snippets))
-        if alike != (own.family, own.labels, bool(own.snippets)):
+        if alike != (own.family, own.labels, bool(own.snippets)) or task.name in names:
             continue
-        if any(task.name == other.task.name for other in used):
+        try:
+            candidate = data.load(task.name, tokenizer, options)
+        except UserError:  # it is not at hand; another one may be
             continue
-        candidate = data.load(task.name, tokenizer, options)
-        if any(same_texts(candidate, other) for other in used):
-            continue
-        seen = [example for other in used for example in other.pool + other.test]
-        return replace(candidate, pool=data.drop_repeats(candidate.pool, seen, as_written=False))
+        if not any(same_texts(candidate, other) for other in used):
+            seen = [example for other in used for example in other.pool + other.test]
+            pool = data.drop_repeats(candidate.pool, seen, as_written=False)
+            return replace(candidate, pool=pool)
     raise UserError(
-        f"--demos foreign needs another task like {own.name} that is not tested on; leave one out "
-        "of --eval"
+        f"--demos foreign needs a task with the labels of {own.name} that can be read and is "
+        "neither trained nor tested on; leave one out of --eval, or use another --dataset"
     )
 
 

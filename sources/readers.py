@@ -9,11 +9,13 @@ import json
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from support.cache import cached, download, read_member
-from support.cli import UserError
+from support.cli import UserError, log
 from support.hub import ANSWER_SECONDS, REFUSALS, http_status, within_seconds
 
 PARTS = ("train", "test")
@@ -325,30 +327,34 @@ def read_dataset(hub: Hub, commit: str | None) -> tuple[dict, str]:
 
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    if commit is None:
-        look_in_the_cache_only(hub)
-    loaded = datasets.load_dataset(hub.repo, hub.config, revision=commit)
+    with libraries_offline(commit is None):
+        loaded = datasets.load_dataset(hub.repo, hub.config, revision=commit)
     parts = {}
     for part, split in hub.splits.items():
         parts[part] = list(enumerate(loaded[split]))
-    if commit is None:
-        commit = cached_commit(loaded[hub.train])
-    return parts, commit
+    # The library falls back on older rows where it cannot read those of the commit it is told.
+    kept = cached_commit(loaded[hub.train])
+    if commit is not None and kept != commit:
+        log(f"warning: {hub.repo} cannot be read; using what is cached of it, commit {kept[:12]}")
+    return parts, kept
 
 
-def look_in_the_cache_only(hub: Hub) -> None:
-    """Tell the libraries that they are offline: they would ask the hub for half a minute.
-
-    Raises FileNotFoundError at once where the cache has nothing of the data set.
+@contextmanager
+def libraries_offline(offline: bool) -> Iterator[None]:
+    """Inside the block, the libraries look into their caches only, if `offline`: they would ask a
+    hub that is out of reach for half a minute.
     """
     import datasets
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    cache = Path(datasets.config.HF_DATASETS_CACHE)
-    if not list(cache.glob(f"*{hub.repo.split('/')[1]}*")):
-        raise FileNotFoundError(f"{hub.repo} is not in {cache}")
-    datasets.config.HF_HUB_OFFLINE = True
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    if offline:
+        datasets.config.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def cached_commit(split) -> str:

@@ -135,17 +135,9 @@ def experiment_parser(
             parser.add_argument(name, **details)
 
     many = "+" if several else None
-    add(
-        "--dataset",
-        default="sst2",
-        help="a task's name, or a folder with train.jsonl and test.jsonl (sst2)",
-    )
-    add("--eval", nargs="+", metavar="NAME", help="tasks to test on (the training task)")
-    add("--n", type=positive_int, nargs=many, default=4, help="few-shot examples (4)")
-    add("--set", type=non_negative_int, default=0, help="which of the random few-shot sets (0)")
-    add("--model", default="auto", help="a model's name, hub id or folder (auto)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(auto)")
-    add("--lr", type=learning_rate, nargs=many, default=3e-4, help="learning rate (3e-4)")
+    add_data_options(add, many)
+    add_model_options(add)
+    add_training_options(add, many)
     add(
         "--methods",
         nargs="+",
@@ -154,17 +146,44 @@ def experiment_parser(
         metavar="METHOD",
         help=f"of {', '.join(methods)}; base and icl are always there",
     )
+    add("--out", default="runs", metavar="DIR", help="where results and adapters go (runs)")
+    add("--seed", type=non_negative_int, default=0, help="the seed of everything random (0)")
+    return parser
+
+
+def add_data_options(add: Callable, many: str | None) -> None:
+    """What is learned from, and what is tested on."""
     add(
-        "--labels",
-        choices=("digits", "words", "remap"),
-        help="how labels are written (the task's or the model's way)",
+        "--dataset",
+        default="sst2",
+        help="a task's name, or a folder with train.jsonl and test.jsonl (sst2)",
     )
+    add("--eval", nargs="+", metavar="NAME", help="tasks to test on (the training task)")
+    add("--n", type=positive_int, nargs=many, default=4, help="few-shot examples (4)")
+    add("--set", type=non_negative_int, default=0, help="which of the random few-shot sets (0)")
     add(
         "--balanced",
         action=argparse.BooleanOptionalAction,
         help="equal label counts (the model's way)",
     )
+    styles = ("digits", "words", "remap")
+    add("--labels", choices=styles, help="how labels are written (the task's or the model's way)")
     add("--test", type=positive_int, default=200, help="test queries of a task (200)")
+    folder = "local copies of the benchmarks, DIR/<name>/{train,test}.jsonl"
+    add("--data-dir", metavar="DIR", help=folder)
+    tokens = "response tokens of free-text tasks at most (200)"
+    add("--max-tokens", type=positive_int, help=tokens)
+
+
+def add_model_options(add: Callable) -> None:
+    """What runs, and where."""
+    add("--model", default="auto", help="a model's name, hub id or folder (auto)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(auto)")
+
+
+def add_training_options(add: Callable, many: str | None) -> None:
+    """How a stage is trained."""
+    add("--lr", type=learning_rate, nargs=many, default=3e-4, help="learning rate (3e-4)")
     add("--epochs", type=positive_int, default=50, help="epochs of a stage at most (50)")
     add(
         "--keep",
@@ -172,17 +191,4 @@ def experiment_parser(
         default="best",
         help="the adapter of a stage that is kept: with the lowest dev loss, or the last (best)",
     )
-    add(
-        "--max-tokens",
-        type=positive_int,
-        help="response tokens of free-text tasks at most (200)",
-    )
     add("--rank", type=positive_int, default=8, help="the adapter's rank; alpha is the same (8)")
-    add(
-        "--data-dir",
-        metavar="DIR",
-        help="local copies of the benchmarks, DIR/<name>/{train,test}.jsonl",
-    )
-    add("--out", default="runs", metavar="DIR", help="where results and adapters go (runs)")
-    add("--seed", type=non_negative_int, default=0, help="the seed of everything random (0)")
-    return parser

@@ -265,9 +265,7 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         path = unquote(urlsplit(self.path).path)
         headers = self.headers
-        record = Request(
-            self.name, self.command, path, headers["Authorization"], headers["Range"]
-        )
+        record = Request(self.name, self.command, path, headers["Authorization"], headers["Range"])
         hub.requests.append(record)
         size = int(headers["Content-Length"] or 0)
         self.form = parse_qs(self.rfile.read(size).decode())

@@ -14,8 +14,19 @@ from support.cli import UserError
 PROMPT = "Text:a warm and clever film\nLabel:"
 
 
+def find_models(names: list[str]) -> dict:
+    """What models' names lead to, or the errors that there are instead."""
+    result = {}
+    for name in names:
+        try:
+            result[name] = {"fingerprint": models.find(name, "cpu").fingerprint}
+        except UserError as error:
+            result[name] = {"error": str(error)}
+    return result
+
+
 def load_model(name: str) -> dict:
-    """What a model's name leads to, and what the model says."""
+    """A model and its tokenizer, in what they do to a prompt, or the error."""
     try:
         choice = models.find(name, "cpu")
         model = models.load_model(choice)
@@ -53,13 +64,15 @@ def read_tasks(names: list[str]) -> dict:
     return result
 
 
-def read_or_stand_in(name: str) -> dict:
-    """Where a task's rows are from, once the stand-in has been considered."""
-    try:
-        rows = data.read_or_stand_in(name, None)
-    except UserError as error:
-        return {"error": str(error)}
-    return {"source": rows.source, "task": rows.task.name}
+def read_or_stand_in(names: list[str]) -> dict:
+    """Where tasks' rows are from, once stand-ins have been considered, or the error."""
+    result = {}
+    for name in names:
+        try:
+            result[name] = data.read_or_stand_in(name, None).source
+        except UserError as error:
+            result[name] = str(error)
+    return result
 
 
 def fetch_bundle(repository: str, file: str, sha256: str, folder: str) -> dict:

@@ -16,14 +16,22 @@ import yaml
 from datasets import ClassLabel, DatasetInfo, Features, List, Value
 from hub import CONVERTED, Repository
 from safetensors import torch as safetensors
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers import models as tokenizer_models
-from tokenizers import processors, trainers
 
 TINY = "someone/tiny-mistral"
 QWEN = "Qwen/Qwen3-4B-Base"
 LLAMA = "meta-llama/Llama-3.2-1B"
-NEVER = ("original/", ".pth", ".bin", "consolidated")  # parts of paths that nobody may ask for
+NEVER = r"original/|\.pth$|\.bin$|consolidated"  # paths that nobody may ask for
 
 
 def models() -> list[Repository]:
@@ -129,9 +137,9 @@ def as_text(value) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def random_state(config: dict) -> dict[str, torch.Tensor]:
+def random_state(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
     """The weights of a random model in bfloat16, by name; a tied head has none of its own."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     settings = {**config, "initializer_range": 0.3}  # so that small models differ visibly
     own = transformers.AutoConfig.for_model(**settings)
     model = transformers.AutoModelForCausalLM.from_config(own).to(torch.bfloat16)
@@ -321,7 +329,7 @@ def llama() -> dict[str, bytes]:
     }
 
 
-def mistral() -> dict[str, bytes]:
+def mistral(seed: int = 0) -> dict[str, bytes]:
     """A small Mistral of somebody's: an untied head, a `▁` before every text, weights in other
     formats beside the safetensors.
     """
@@ -367,7 +375,7 @@ def mistral() -> dict[str, bytes]:
         "tokenizer_class": "LlamaTokenizer",
         "unk_token": "<unk>",
     }
-    state = random_state(config)
+    state = random_state(config, seed)
     return {
         **common(TINY),
         **one_file(state),
@@ -550,9 +558,7 @@ def data_sets() -> list[Repository]:
             three,
             {"ARC-Challenge": "ARC-Challenge", "ARC-Easy": "ARC-Easy"},
         ),
-        in_parquet(
-            "openai/gsm8k", "gsm8k", "train test", {"main": "main", "socratic": "socratic"}
-        ),
+        in_parquet("openai/gsm8k", "gsm8k", "train test", {"main": "main", "socratic": "socratic"}),
         in_lines(
             "apple/GSM-Symbolic",
             "gsm8ks",

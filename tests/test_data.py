@@ -229,6 +229,16 @@ def test_a_task_whose_own_style_is_another_is_worded_like_the_training_task(toke
     assert test.label_texts == training.label_texts == list("0123")
 
 
+def test_a_benchmark_is_worded_like_the_users_own_task(tokenizer, samples, tmp_path):
+    """Alone, sst2 would have digits; a model that learned words is asked for words."""
+    rows = [{"query": f"case {k} :", "response": ("negative", "positive")[k % 2]} for k in range(8)]
+    path = own(tmp_path, rows[:4], rows[4:])
+    options = data.Options(data_dir=samples)
+    training, [test] = data.load_with_tests(str(path), ["sst2"], tokenizer, options)
+    assert training.label_style == test.label_style == "words"
+    assert training.label_texts == test.label_texts == [" negative", " positive"]
+
+
 def test_tests_that_do_not_fit_are_one_sentence(tokenizer, samples, monkeypatch):
     options = data.Options(data_dir=samples)
     with pytest.raises(UserError, match="trained on sst2 cannot be tested on agnews"):
@@ -327,8 +337,10 @@ def test_a_prompt_has_one_beginning_and_no_end():
 
 
 def test_the_true_response_is_a_labels_first_token_or_a_text_and_its_end(tokenizer):
-    label = Example("Sentiment:", " positive", 1)
-    assert data.gold_tokens(tokenizer, label, 1) == tokenizer(" positive").input_ids[:1]
+    label = Example("Label:", " sci/tech", 3)
+    first, *others = tokenizer(" sci/tech").input_ids
+    assert others
+    assert data.gold_tokens(tokenizer, label, 1) == [first]
     text = Example("Answer:", " one two three")
     tokens = [*tokenizer(" one two three").input_ids, tokenizer.eos_token_id]
     assert data.gold_tokens(tokenizer, text, 200) == tokens
@@ -564,6 +576,12 @@ def test_random_sets_are_uniform_draws_and_differ():
     assert first != data.few_shot_set(POOL, 8, seed=1).train
 
 
+def test_any_label_can_be_the_first_of_a_balanced_set():
+    """So that with fewer examples than labels no label is always the one left out."""
+    labels = {data.few_shot_set(POOL, 2, k, balanced=True).train[0].label for k in range(30)}
+    assert labels == {0, 1, 2}
+
+
 @pytest.mark.parametrize(
     "n, balanced, message",
     [
@@ -577,6 +595,14 @@ def test_n_that_does_not_fit_is_refused(n, balanced, message):
     with pytest.raises(UserError, match=message):
         data.few_shot_set(POOL, n, balanced=balanced)
     assert len(data.few_shot_set(POOL, 60, balanced=balanced).dev) == 30, "the most that fits"
+
+
+def test_a_dev_example_is_never_a_training_example_also_in_the_smallest_pool():
+    """One example a label: two would train, and the dev example would be the first of them."""
+    with pytest.raises(UserError, match="more than the pool of 3 has of the label"):
+        data.few_shot_set(POOL[:3], 2, balanced=True)
+    few = data.few_shot_set(POOL[:3], 2)
+    assert few.dev[0] not in few.train
 
 
 def test_a_label_too_rare_for_balanced_sets_is_named_with_the_way_out():

@@ -601,15 +601,15 @@ class Homeless(TorchFunctionMode):
         if any(host) and not all(host) and not copies and func not in self.MOVERS:
             raise AssertionError(f"{func} mixes tensors of the host with those of the model")
         result = func(*args, **kwargs)
+        to_device = any(isinstance(value, torch.device) for value in (*args, *kwargs.values()))
         if func is torch.Tensor.cpu:
             result = result.clone()
             result.homeless = True
-        elif func in self.MOVERS and any(
-            isinstance(a, torch.device) for a in tensor_places(args, kwargs)
-        ):
+        elif func in self.MOVERS and to_device:
             result = result.view_as(result)
-        elif isinstance(result, torch.Tensor) and host and all(host):
-            result.homeless = True
+        elif host and all(host):
+            for tensor in tensors_of((result,), {}):
+                tensor.homeless = True
         return result
 
 
@@ -620,10 +620,6 @@ def tensors_of(args, kwargs):
         values = value if isinstance(value, (list, tuple)) else [value]
         found += [each for each in values if isinstance(each, torch.Tensor)]
     return found
-
-
-def tensor_places(args, kwargs):
-    return (*args, *kwargs.values())
 
 
 def test_the_mode_catches_what_it_is_for():

@@ -138,10 +138,21 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<|endoftext|>"]
 WORDS = [*SPECIAL, *"abcdefghij", "ab", "cd", *(f"<{i}>" for i in range(16))]
 
 
-def write_gguf(path):
-    """A tiny random Llama in the bundled models' format, 8-bit; its weights as they were."""
-    generator = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "llama")
+SHAPES = {
+    "token_embd": (len(WORDS), 32),
+    "output": (len(WORDS), 32),
+    "blk.0.attn_q": (32, 32),
+    "blk.0.attn_k": (16, 32),
+    "blk.0.attn_v": (16, 32),
+    "blk.0.attn_output": (32, 32),
+    "blk.0.ffn_gate": (32, 32),
+    "blk.0.ffn_up": (32, 32),
+    "blk.0.ffn_down": (32, 32),
+}
+
+
+def write_settings(writer):
+    """The sizes and the vocabulary of a tiny Llama."""
     writer.add_context_length(64)
     writer.add_embedding_length(32)
     writer.add_block_count(1)
@@ -157,19 +168,15 @@ def write_gguf(path):
     writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    shapes = {
-        "token_embd": (len(WORDS), 32),
-        "output": (len(WORDS), 32),
-        "blk.0.attn_q": (32, 32),
-        "blk.0.attn_k": (16, 32),
-        "blk.0.attn_v": (16, 32),
-        "blk.0.attn_output": (32, 32),
-        "blk.0.ffn_gate": (32, 32),
-        "blk.0.ffn_up": (32, 32),
-        "blk.0.ffn_down": (32, 32),
-    }
+
+
+def write_gguf(path):
+    """A tiny random Llama in the bundled models' format, 8-bit; its weights as they were."""
+    generator = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    write_settings(writer)
     weights = {}
-    for name, shape in shapes.items():
+    for name, shape in SHAPES.items():
         weights[name] = generator.standard_normal(shape, dtype=np.float32)
         kind = gguf.GGMLQuantizationType.Q8_0
         quantised = gguf.quantize(weights[name], kind)

@@ -268,7 +268,7 @@ def test_one_weight_that_is_not_finite_is_named(key, value, saved):
         return weights
 
     change_weights(folder, change)
-    with pytest.raises(UserError, match=f"{key} is not finite"):
+    with pytest.raises(UserError, match=f"are damaged .{key} is not finite.; fetch or save"):
         load(folder)
 
 

@@ -173,7 +173,7 @@ def test_a_hub_that_does_not_answer_is_given_up_in_time(cache, monkeypatch):
     assert snapshots.ANSWER_SECONDS < 5, "without the impatience of this test"
 
 
-def test_a_download_that_breaks_off_says_that_it_goes_on(cache, hub, monkeypatch):
+def test_a_download_that_breaks_off_says_what_to_do(cache, hub, monkeypatch):
     def cut(*arguments, **options):
         if options.get("local_files_only"):
             raise snapshots.LocalEntryNotFoundError("not there")

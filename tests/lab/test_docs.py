@@ -1,5 +1,7 @@
-"""pytest tests/lab/test_docs.py: every command of the pages runs on a tiny model; what they say is so."""
-import inspect
+"""pytest tests/lab/test_docs.py: every command of the pages runs on a tiny model; what they say is
+so.
+"""
+
 import json
 import re
 import shlex
@@ -7,121 +9,253 @@ from pathlib import Path
 
 import pytest
 
+import data
 import ia2
 import lora
 from lab import adapters, bench, report, reproduce, sweep
-from sources import offline, tasks
+from lab.rows import independent_set
+from sources import tasks
+from support import cli, records
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = {path.name: path.read_text(encoding="utf-8")
-        for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
-MAINS = {"ia2.py": ia2.main, "lab.sweep": sweep.main, "lab.report": report.main,
-         "lab.adapters": adapters.main, "lab.bench": bench.main,
-         "lab.reproduce": reproduce.main}
-COMMANDS = list(dict.fromkeys(words for text in DOCS.values() for words in re.findall(
-    r"(?:^|`|&& \S*)python (?:-m )?((?:ia2\.py|lab\.\w+)[^`\n#]*)", text, re.MULTILINE)))
+DOCS = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+RESULTS = DOCS["results.md"]
+MAINS = {
+    "ia2.py": ia2.main,
+    "lab.sweep": sweep.main,
+    "lab.report": report.main,
+    "lab.adapters": adapters.main,
+    "lab.bench": bench.main,
+    "lab.reproduce": reproduce.main,
+}
+COMMAND = re.compile(r"(?:^|`|&& \S*)python (?:-m )?((?:ia2\.py|lab\.\w+)[^`\n#]*)", re.MULTILINE)
+COMMANDS = list(dict.fromkeys(words for text in DOCS.values() for words in COMMAND.findall(text)))
+FILES = sorted(ROOT.glob("results/*/results.jsonl"))
+
+
+# ---- commands ------------------------------------------------------------------------------------
 
 
 def test_all_kinds_of_commands_are_found():
-    assert {command.split()[0] for command in COMMANDS} >= {
-        "ia2.py", "lab.sweep", "lab.report", "lab.adapters", "lab.bench"}
+    kinds = {command.split()[0] for command in COMMANDS}
+    assert kinds >= {"ia2.py", "lab.sweep", "lab.report", "lab.adapters", "lab.bench"}
     assert len(COMMANDS) >= 8
 
 
-def test_the_commands_run_in_the_order_of_the_pages(place, tmp_path, monkeypatch, capsys):
-    """In a folder of their own; the model, the data and the number of queries are small ones."""
-    monkeypatch.chdir(tmp_path)
+def own_task(folder):
+    """README's own examples as training and test files."""
     rows = [json.loads(line) for line in re.findall(r"^\{\"query\".*\}$", README, re.MULTILINE)]
     assert len(rows) == 4
-    (tmp_path / "my_task").mkdir()
+    folder.mkdir()
     for part in ("train", "test"):
-        (tmp_path / "my_task" / f"{part}.jsonl").write_text("".join(
-            json.dumps({**row, "query": row["query"].replace("Ticket", part.title())}) + "\n"
-            for row in rows))
-    (tmp_path / "results").symlink_to(ROOT / "results")
+        lines = []
+        for row in rows:
+            query = row["query"].replace("Ticket", part.title())
+            lines.append(json.dumps({**row, "query": query}) + "\n")
+        (folder / f"{part}.jsonl").write_text("".join(lines))
+
+
+def made_small(command, place, runs):
+    """The words of a command with a tiny model and small data; None to leave it out."""
+    command = command.replace("$SLURM_ARRAY_TASK_ID", "0")
+    script, *words = shlex.split(command)
+    if "--help" in words or script in ("lab.bench", "lab.reproduce"):  # they have their own tests
+        return None
+    if script == "lab.report":
+        return words or None  # a mention of the command
+    adapter = next(runs.glob("*/ia2-sft"), None)
+    words = [str(adapter) if "<run>" in word else word for word in words]
+    words += ["--data-dir", str(place / "bench"), "--test", "2", "--model", str(place / "tiny")]
+    if script != "lab.adapters":
+        words += ["--epochs", "2"]
+    if "--sets" in words:
+        words[words.index("--sets") + 1] = "1"
+    return words
+
+
+def test_the_commands_run_in_the_order_of_the_pages(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own_task(tmp_path / "my_task")
     for command in COMMANDS:
-        command = command.replace("$SLURM_ARRAY_TASK_ID", "0").replace("<folder>", "smollm2-135m-movies")
-        script, *words = shlex.split(command)
-        if "--help" in words or script in ("lab.bench", "lab.reproduce"):  # these two have tests of their own
+        script = command.split()[0]
+        words = made_small(command, place, tmp_path / "runs")
+        if words is None:
             continue
-        words = [str(next((tmp_path / "runs").glob("*/ia2-sft"))) if "<run>" in word else word
-                 for word in words]
-        words = [str(ROOT / word) if word.startswith("results/") else word for word in words]
-        if script != "lab.report":
-            words += ["--data-dir", str(place / "bench"), "--test", "2", "--model", str(place / "tiny")]
-            words += ["--epochs", "2"] if script != "lab.adapters" else []
-        if "--sets" in words:  # a small one
-            words[words.index("--sets") + 1] = "1"
         monkeypatch.setattr("sys.argv", [script, *words])
-        assert offline.run_main(MAINS[script], lora.LoRAError) == 0, command + capsys.readouterr().err
-        assert "| base " in capsys.readouterr().out
+        code = cli.run_main(MAINS[script], lora.LoRAError)
+        printed = capsys.readouterr()
+        assert code == 0, command + printed.err
+        assert "| base " in printed.out, command
 
 
-def test_the_method_is_shown_in_the_words_of_main():
-    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1].splitlines()
-    main = [re.sub(r"\s+#.*", "", line).strip() for line in inspect.getsource(ia2.main).splitlines()]
-    assert len(block) <= 9 and all(line.strip() in main for line in block)
-    places = [main.index(line.strip()) for line in block[:5]]
-    assert places == sorted(places)
-
-
-def test_the_front_page_is_short_and_starts_with_the_method():
-    assert len(README.encode()) <= 9000 and len(README.splitlines()) <= 150
-    first = "\n".join(README.splitlines()[:40])
-    for piece in ("docs/teacher-student.svg", "```python", "ia2.py --dataset sst2 --n 4", "| ia2-sft |",
-                  "run.ipynb"):
-        assert piece in first, piece
+def options_of(parser):
+    found = set()
+    for action in parser._actions:
+        found |= set(action.option_strings)
+    return {option for option in found if option.startswith("--")} - {"--help", "--no-balanced"}
 
 
 def test_the_tables_of_options_are_those_of_the_parsers():
     reference = DOCS["reference.md"]
-    known = {option for action in offline.options("")._actions
-             for option in action.option_strings} - {"-h", "--help"}
+    main = options_of(cli.experiment_parser("", ("sft",), ("sft",)))
     table = reference.split("## Options of `ia2.py`")[1].split("`lab.sweep` takes")[0]
-    assert set(re.findall(r"--[a-z][a-z-]*", table)) == known
+    assert set(re.findall(r"--[a-z][a-z-]*", table)) - {"--no-balanced"} == main
     more = reference.split("`lab.sweep` takes")[1].split("## Models")[0]
-    assert set(re.findall(r"--[a-z][a-z-]*", more)) == {"--n", "--lr", "--set", "--sets", "--methods",
-                                                        "--demos", "--sft-on", "--beta"}
-    assert all(f"`{name}`" in reference for name in tasks.TASKS)
+    added = options_of(sweep.sweep_parser()) - main
+    assert set(re.findall(r"--[a-z][a-z-]*", more)) >= added
+    for name in tasks.TASKS:
+        assert f"`{name}`" in reference
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+
+
+def test_the_front_page_starts_with_the_method_and_one_command():
+    first = "\n".join(README.splitlines()[:60])
+    for piece in ("docs/teacher-student.svg", "ia2.py --dataset sst2 --n 4", "run.ipynb"):
+        assert piece in first, piece
 
 
 def test_links_and_pictures_are_there():
     for name, text in DOCS.items():
         folder = ROOT if name == "README.md" else ROOT / "docs"
         targets = re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
-        assert all((folder / target).exists() for target in targets), (name, targets)
+        missing = [target for target in targets if not (folder / target).exists()]
+        assert not missing, name
+
+
+def test_links_into_a_page_have_a_heading_to_go_to():
+    headings = {}
+    for name, text in DOCS.items():
+        found = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in found}
+        headings[name] = slugs
+    for name, text in DOCS.items():
+        for page, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text):
+            target = Path(page).name or name
+            assert anchor in headings[target], (name, page, anchor)
 
 
 def test_nothing_tells_of_another_machine():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*.md"), *ROOT.glob("docs/*"),
-                 *ROOT.glob("results/*/*.jsonl"), ROOT / "run.ipynb"]:
+    paths = [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*.md"), *ROOT.glob("docs/*")]
+    paths += [*ROOT.glob("results/*/*.jsonl"), *ROOT.glob("results/**/*.md"), ROOT / "run.ipynb"]
+    for path in paths:
         assert not re.search(rb"/home/|/root/|/tmp/tmp|/scratch/", path.read_bytes()), path
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name
-                                        for path in (ROOT / "results").glob("*/results.jsonl")))
-def test_committed_tables_are_what_their_rows_say(name, capsys, monkeypatch):
-    """docs/results.md has the report's tables to the last digit."""
-    monkeypatch.setattr("sys.argv", ["report", str(ROOT / "results" / name / "results.jsonl")])
-    assert offline.run_main(report.main) == 0
-    found = capsys.readouterr().out
-    grids = re.findall(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", DOCS["results.md"], re.DOTALL)
-    assert grids and all(grid.strip() in found for grid in grids)
+# ---- results -------------------------------------------------------------------------------------
 
 
-def test_a_committed_row_comes_out_again_of_its_settings(tmp_path, monkeypatch, capsys):
-    """The row of the shortest training; another CPU rounds otherwise, so a query of 200 may change."""
-    rows = offline.read_rows(ROOT / "results" / "smollm2-135m-movies" / "results.jsonl")
-    row = min((row for row in rows if row["method"] == "sft" and row["eval_dataset"] == "movies"),
-              key=lambda row: row["steps"])
-    words = shlex.split(row["command"])
-    assert words[:3] == ["python", "-m", "lab.sweep"] and "--sets" in words
-    monkeypatch.setattr("sys.argv", ["ia2.py", "--dataset", "movies", "--n", str(row["n"]), "--set",
-                                     str(row["set"]), "--lr", str(row["lr"]),
-                                     "--methods", "sft", "--out", str(tmp_path)])
-    assert offline.run_main(ia2.main, lora.LoRAError) == 0
-    again = next(found for found in offline.read_rows(tmp_path / "results.jsonl") if found["method"] == "sft")
-    assert (again["run"], again["steps"], again["test_data"]) == (row["run"], row["steps"], row["test_data"])
-    assert [again[key] for key in ("accuracy", "ece", "asim", "dev_loss")] == pytest.approx(
-        [row[key] for key in ("accuracy", "ece", "asim", "dev_loss")], abs=0.006)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_the_printed_tables_beside_the_rows_are_what_the_report_prints(file, capsys):
+    report.main([str(file)])
+    printed = capsys.readouterr().out
+    assert file.with_name("report.md").read_text(encoding="utf-8") == printed
+
+
+def test_the_report_of_all_files_is_what_the_report_prints(capsys):
+    report.main([str(file) for file in FILES])
+    printed = capsys.readouterr().out
+    assert (ROOT / "results" / "report.md").read_text(encoding="utf-8") == printed
+
+
+INTERVAL = re.compile(r"[+-]?[\d.]+ \[[+-]?[\d.]+, [+-]?[\d.]+\]")
+REPORTS = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("results/**/report.md"))
+
+
+def unprinted(text, reports):
+    """Intervals of a text that no report has."""
+    there = set(INTERVAL.findall(reports))
+    return [interval for interval in INTERVAL.findall(text) if interval not in there]
+
+
+def test_every_interval_in_the_docs_is_printed_by_the_report():
+    assert len(INTERVAL.findall(RESULTS)) > 80
+    assert unprinted(RESULTS, REPORTS) == []
+    assert unprinted("it gains +7.9 [+1.3, +14.5] points", REPORTS) == ["+7.9 [+1.3, +14.5]"]
+
+
+def test_the_front_page_and_the_lesson_have_no_interval_of_their_own():
+    lesson = (ROOT / "run.ipynb").read_text(encoding="utf-8")
+    assert unprinted(README, REPORTS) == []
+    cells = [cell for cell in json.loads(lesson)["cells"] if cell["cell_type"] == "markdown"]
+    assert unprinted("\n".join("".join(cell["source"]) for cell in cells), REPORTS) == []
+
+
+def test_models_are_named_for_what_they_are():
+    for line in RESULTS.splitlines():
+        if "Coder" in line or "SmolLM2" in line:
+            assert "Instruct" in line, line
+    assert RESULTS.count("4-bit weights read back into") == 2
+
+
+def rows_with(**wanted):
+    """The committed rows with some settings."""
+    found = []
+    for file in FILES:
+        for row in records.read_rows(file):
+            if all(row.get(field) == value for field, value in wanted.items()):
+                found.append(row)
+    return found
+
+
+def last_stages(rows):
+    """The last stage of each run, once."""
+    runs = {(row["run"], row["demos"]): row["stages"] for row in rows}
+    return [stages[-1] for stages in runs.values()]
+
+
+def test_how_often_a_stage_kept_nothing_or_ran_to_its_cap_is_said():
+    qwens = [row for row in rows_with(method="ia2-sft") if row["model"].startswith("qwen")]
+    kept = [stage["kept_step"] for stage in last_stages(qwens)]
+    assert f"In {kept.count(0)} of the {len(kept)} runs of IA2 then SFT" in RESULTS
+    few = sum(0 < step < 10 for step in kept)
+    assert (few, "In 17 more it kept fewer than ten steps" in RESULTS) == (17, True)
+    trained = [row for row in rows_with(method="ia2") if row["demos"] != "none"]
+    caps = {(row["run"], row["demos"]): 50 if row["n"] <= 4 else 100 for row in trained}
+    at_cap = 0
+    for row in trained:
+        cap = caps.pop((row["run"], row["demos"]), None)
+        at_cap += cap is not None and row["stages"][0]["steps"] >= cap
+    stages = last_stages(trained)
+    assert f"{at_cap} of {len(stages)} IA2 stages ran into their cap" in RESULTS
+    last = sum(stage["kept_step"] == stage["steps"] for stage in stages)
+    assert f"{last} kept the very last step" in RESULTS
+
+
+def test_how_often_ece_is_the_error_rate_is_said():
+    counts = {}
+    for method, lr in (("ia2-sft", 3e-4), ("sft", 3e-4), ("ia2", 3e-4), ("icl", None)):
+        rows = rows_with(method=method, lr=lr, n=4, demos="own", model="qwen2.5-coder-1.5b")
+        near = [abs(row["ece"] - 1 + row["accuracy_among_labels"]) < 0.01 for row in rows]
+        assert len(near) == 20
+        counts[method] = sum(near)
+    text = " ".join(RESULTS.split())
+    assert f"in {counts['ia2-sft']} of 20 tests of a set (SFT {counts['sft']}, " in text
+    assert f"IA2 {counts['ia2']}, ICL {counts['icl']})" in text
+
+
+def test_fifteen_few_shot_sets_are_independent():
+    assert len({independent_set(row) for row in rows_with(n=4)}) == 15
+    assert "15 independent sets, not 20" in " ".join(RESULTS.split())
+
+
+def test_committed_rows_tell_the_labels_of_their_few_shot_sets(tokenizer):
+    """Their lists of labels came later than the rows; the digests say that they are theirs."""
+    loaded = {}
+    for row in rows_with(dataset="movies"):
+        wording = (row["labels"], row["prompt"])
+        if wording not in loaded:
+            plain = row["prompt"].startswith("Review")
+            options = data.Options(labels=row["labels"], plain=plain)
+            loaded[wording] = data.load("movies", tokenizer, options)
+        task = loaded[wording]
+        assert data.digest(task.pool) == row["pool_data"]
+        few_shot = data.few_shot_set(task.pool, row["n"], row["set"], row["seed"], row["balanced"])
+        found = data.training_settings(task, few_shot, row["balanced"])
+        for field in ("train_data", "dev_data", "train_labels", "dev_labels"):
+            assert found[field] == row[field], (row["run"], field)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,9 @@ def test_a_sweep_has_every_run_and_trains_what_methods_share_once(run, monkeypat
         return train(model, loss_fn, *rest)
 
     monkeypatch.setattr(ia2, "train", watched)
-    result = run("--lr", 1e-3, 1e-2, "--eval", "sst2", "poems", *ALL)
-    tests, rates = 2, 2
-    assert len(by_key(result.rows)) == tests * (3 + rates * len(TRAINED))
-    assert {name: trained.count(name) / rates for name in trained} == {
+    result = run("--lr", 1e-2, "--eval", "sst2", "poems", *ALL)
+    assert len(by_key(result.rows)) == 2 * (3 + len(TRAINED))
+    assert Counter(trained) == {
         "ia2_loss": 2,  # first, and after SFT
         # alone, with twice the epochs, and after ia2, mean, rotated, flipped, format, random
         "sft_loss": 8,
@@ -98,7 +98,7 @@ def test_a_sweep_has_every_run_and_trains_what_methods_share_once(run, monkeypat
         for row in rows_of(result, method):
             assert math.isfinite(row["accuracy"] + row["nll"] + row["asim"] + row["asim_centred"])
     steered = rows_of(result, "steer")
-    assert len(steered) == tests and not any("lr" in row for row in steered)
+    assert len(steered) == 2 and not any("lr" in row for row in steered)
 
 
 def test_overlaps_are_with_the_adapters_of_the_same_and_of_another_set(run):
@@ -180,11 +180,11 @@ def test_the_random_primer_is_what_sft_starts_from(run, monkeypatch):
 
 
 def test_the_same_command_again_runs_nothing_and_prints_the_same(run, monkeypatch):
-    methods = ("--methods", "ia2-sft", "steer", "steer-sft")
-    first = run(*SWEEP, *methods)
+    options = ("--n", 2, 4, "--lr", 1e-3, 1e-2, "--methods", "ia2-sft", "steer", "steer-sft")
+    first = run(*options)
     monkeypatch.setattr(ia2, "train", None)
     monkeypatch.setattr(ia2, "evaluate", None)
-    again = run(*SWEEP, *methods)
+    again = run(*options)
     assert (again.out, again.rows) == (first.out, first.rows)
 
 
@@ -204,9 +204,8 @@ def test_only_what_is_missing_is_run(run, monkeypatch):
 
 
 def test_job_arrays_add_up_to_the_sweep(run):
-    methods = ("--methods", "ia2-sft", "steer")
-    whole = by_key(run(*SWEEP, *methods).rows)
-    options = ("--n", 2, 4, "--lr", 1e-3, 1e-2, "--eval", "sst2", "poems", *methods)
+    options = ("--n", 2, 4, "--lr", 1e-3, 1e-2, "--methods", "ia2-sft", "steer")
+    whole = by_key(run("--sets", 2, *options).rows)
     for i in (1, 0):
         parts = run("--set", i, *options, out="parts").rows
     assert by_key(parts) == whole
@@ -361,7 +360,10 @@ def test_unlabelled_targets_train_ia2_on_the_queries_and_sft_on_the_examples(run
             "unlabelled queries have no true responses for ia2+sft --sft-on gold",
         ),
         ("--dataset gsm8k --methods format", "the method format needs a task with labels"),
-        ("--demos foreign --eval finsen poems", "--demos foreign needs another task like sst2"),
+        (
+            "--demos foreign --eval finsen poems",
+            "--demos foreign needs a task with the labels of sst2",
+        ),
         ("--methods stear", "invalid choice: 'stear'"),
     ],
 )

@@ -343,7 +343,7 @@ def test_foreign_demos_are_never_the_training_or_test_texts(tokenizer, stand_in)
 def test_where_all_like_tasks_are_tested_on_there_are_no_foreign_demos(tokenizer, stand_in):
     names = ("amazon", "nyt", "tweets")
     tests = [data.load(name, tokenizer, OPTIONS) for name in names]
-    with pytest.raises(UserError, match="--demos foreign needs another task like sst2"):
+    with pytest.raises(UserError, match="--demos foreign needs a task with the labels of sst2"):
         variants.foreign_task(stand_in, tests, tokenizer, OPTIONS)
 
 
