@@ -537,10 +537,15 @@ def forgetting(setup: Setup, edit=None) -> float | None:
     """How far tuning moved the model elsewhere: mean KL(base || now) of the next token after texts
     that have nothing to do with the task, in nats.
     """
-    if not setup.unrelated:
+    prompts = setup.unrelated
+    if not prompts:
         return None
-    now = next_logprobs(setup.model, setup.unrelated, edit)
-    return metrics.mean_kl(setup.unrelated_logprobs, now)
+    total = 0.0
+    for start in range(0, len(prompts), data.BLOCK):  # a few at a time: the vocabulary is large
+        part = slice(start, start + data.BLOCK)
+        now = next_logprobs(setup.model, prompts[part], edit)
+        total += metrics.mean_kl(setup.unrelated_logprobs[part], now) * len(now)
+    return total / len(prompts)
 
 
 @dataclass
@@ -603,7 +608,8 @@ class Results:
         left = training.left if training else None
         save = training.save if training else None
         self.rows += records.add_rows(self.out, settings, scores, self.command, left, save)
-        self.evaluations[method] = evaluations
+        # What is shown at the end; the activations are large.
+        self.evaluations[method] = [replace(each, activations=[]) for each in evaluations]
 
     def text(self, tokenizer, model) -> str:
         """Three queries with each method's answer, the table, and `key: value` lines."""

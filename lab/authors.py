@@ -174,7 +174,7 @@ class Theirs:
         """L_IA2 of the training examples before any step, by their function."""
         self.reset()
         training = self.code.training
-        outputs, hooks = training.register_attention_hooks(self.tuned)
+        outputs, hooks = quiet(training.register_attention_hooks, self.tuned)
         losses = []
         train = self.with_targets(self.train, "act")
         for i in range(len(train)):
@@ -182,7 +182,7 @@ class Theirs:
                 "act", self.tuned, train[i], self.tokenizer, self.device, outputs
             )
             losses.append(found["total_loss"].item())
-        training.remove_hooks(hooks)
+        quiet(training.remove_hooks, hooks)
         return sum(losses) / len(losses)
 
     def evaluate(self, with_icl: bool) -> list[dict]:
@@ -230,7 +230,7 @@ def jobs(theirs: Theirs) -> dict[str, Callable[[], object]]:
 
 
 def agreement(theirs: Theirs) -> str:
-    """Lines that say whether both ways give the same: tokens, activations, first loss."""
+    """Lines that say whether both ways give the same: targets, first loss, answers."""
     work = theirs.work
     model, tokenizer = work.model, work.tokenizer
     targets, dev = ia2.few_shot_targets(model, tokenizer, work.few_shot)
@@ -249,9 +249,13 @@ def agreement(theirs: Theirs) -> str:
     lora.reset(model)
     with torch.no_grad():
         ours = ia2.ia2_loss(model, targets).item()
+    answers = ia2.evaluate(model, tokenizer, work.task).answers
+    found = [each["generated_answer"] for each in theirs.evaluate(with_icl=False)]
+    equal = sum(tokenizer.decode([a]).strip() == b for a, b in zip(answers, found))
     return (
         f"same tokens in {same} of {len(pairs)} targets; their activations differ by "
-        f"{largest:.1e} at most\nfirst IA2 loss: {ours:.4f} here, {theirs.first_loss():.4f} there"
+        f"{largest:.1e} at most\nfirst IA2 loss: {ours:.4f} here, {theirs.first_loss():.4f} there\n"
+        f"same answer of the untrained model to {equal} of {len(answers)} queries"
     )
 
 
@@ -270,4 +274,4 @@ def sizes(folder: Path) -> str:
 
 
 def line_count(paths) -> int:
-    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+    return sum(path.read_text(encoding="utf-8").count("\n") for path in paths)

@@ -198,7 +198,6 @@ def run_methods(sweep: Sweep, workshop: Workshop, plans: list[Plan], results, ot
         if plan.lr is not None:
             made.training.left["overlap"] = overlaps(sweep, few_shot, other, plan)
         results.add(plan.method, made.evaluations, made.training)
-        results.evaluations.clear()  # their activations are large, and no answers are shown
 
 
 @dataclass

@@ -235,26 +235,45 @@ class Hub:
 def read_hub(name: str, hub: Hub, without_hub: list[str]) -> Rows:
     """The rows of the task `name` from the hub, or from what this machine keeps of it.
 
-    Raises NoHub, within 5 seconds, where there is neither; it names the tasks `without_hub`. Raises
-    UserError where the hub refuses the data set.
+    Raises NoHub, within 5 seconds if the hub does not answer, where there is neither; it names the
+    tasks `without_hub`. Raises UserError where the hub refuses the data set, or it cannot be read.
     """
     commit = newest_commit(hub)
+    cached_rows = read_cached(hub)
+    if commit is not None:
+        if cached_rows is not None and cached_rows.source == source_of(hub, commit):
+            return cached_rows
+        try:
+            return rows_at(hub, commit)
+        except Exception as error:  # datasets, pyarrow and httpx have classes of their own
+            problem = what_went_wrong(hub, error)
+        if problem is not None:
+            raise UserError(problem)
+    if cached_rows is None:
+        raise no_hub(name, without_hub, broke_off=commit is not None)
+    used = cached_rows.source.removeprefix("hub:")
+    log(f"warning: the hub cannot be reached; using the cached {used}")
+    return cached_rows
+
+
+def read_cached(hub: Hub) -> Rows | None:
+    """The rows that this machine keeps of a data set, None where they are not there or not whole."""
     try:
-        if hub.files:
-            parts, commit = read_converted(hub, commit)
-        else:
-            parts, commit = read_dataset(hub, commit)
-    except Exception as error:  # datasets, pyarrow and httpx have classes of their own
-        status = http_status(error)
-        if commit is None or (status is not None and status not in REFUSALS):
-            raise no_hub(name, without_hub) from None
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise UserError(
-            f"cannot load {hub.repo} from the hub ({lines[0]}); run the same command again, a "
-            "download goes on where it was, or use --data-dir with local copies"
-        ) from None
+        return rows_at(hub, None)
+    except Exception:  # each library has classes of its own for what is not there
+        return None
+
+
+def rows_at(hub: Hub, commit: str | None) -> Rows:
+    """The rows of a data set at its newest commit, or with None those that are cached."""
+    read = read_converted if hub.files else read_dataset
+    parts, kept = read(hub, commit)
     places = {part: f"{hub.repo} ({part})" for part in PARTS}
-    return Rows(parts, places, f"hub:{hub.repo}@{commit[:12]}")
+    return Rows(parts, places, source_of(hub, kept))
+
+
+def source_of(hub: Hub, commit: str) -> str:
+    return f"hub:{hub.repo}@{commit[:12]}"
 
 
 def newest_commit(hub: Hub) -> str | None:
@@ -272,22 +291,67 @@ def newest_commit(hub: Hub) -> str | None:
         return within_seconds(ask)
     except Exception as error:  # no network, no name server, a proxy in the way, offline mode
         status = http_status(error)
-    if status in (401, 403):
-        raise UserError(
-            f"the hub refuses {hub.repo} ({status}); accept its terms on its page of the hub and "
-            "run `hf auth login`, or use --data-dir with local copies"
-        )
     if status == 404:
         raise UserError(
             f"the hub has no {hub.repo} any more (404); use --data-dir with local copies"
         )
+    if status in REFUSALS:
+        raise UserError(f"the hub refuses {hub.repo} ({status}); {ACCEPT}")
     return None
 
 
-def no_hub(name: str, without_hub: list[str]) -> NoHub:
+ACCEPT = (
+    "accept its terms on its page of the hub and run `hf auth login`, or use --data-dir with local "
+    "copies"
+)
+
+
+def what_went_wrong(hub: Hub, error: Exception) -> str | None:
+    """A sentence on why a data set that the hub has cannot be loaded; None if the way to the hub
+    broke.
+    """
+    import httpx2  # huggingface_hub's
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    broken_way = (httpx2.TransportError, ConnectionError, TimeoutError)
+    start = f"cannot load {hub.repo} from the hub"
+    errors = chain(error)
+    for each in errors:
+        if isinstance(each, RemoteEntryNotFoundError):
+            break  # a file that need not be there; `datasets` went on after that
+        status = getattr(getattr(each, "response", None), "status_code", None)
+        if status in REFUSALS or isinstance(each, DatasetNotFoundError):
+            return f"{start}, which refuses its files ({status or 'gated'}); {ACCEPT}"
+        if status is not None or isinstance(each, broken_way):
+            return None
+        if isinstance(each, OSError) and each.errno is not None:
+            return f"{start} ({each.strerror}); make room or set HF_HOME to another folder"
+    if any(isinstance(each, LocalEntryNotFoundError) for each in errors):
+        return None
+    lines = str(error).splitlines() or [type(error).__name__]
+    return f"{start} ({lines[0]}); use --data-dir with local copies"
+
+
+def chain(error: BaseException | None) -> list[BaseException]:
+    """An error and those that led to it, also where a library hides them (`from None`)."""
+    errors = []
+    while error is not None:
+        errors.append(error)
+        error = error.__cause__ or error.__context__
+    return errors
+
+
+def no_hub(name: str, without_hub: list[str], broke_off: bool) -> NoHub:
+    problem = f"the hub cannot be reached for {name} and it is not cached; check the network"
+    if broke_off:
+        problem = (
+            f"the hub cannot be reached for all of {name} and it is not cached; run the same "
+            "command again, finished files are kept"
+        )
     return NoHub(
-        f"the hub cannot be reached for {name} and it is not cached; check the network, or give "
-        f"local copies with --data-dir, or use one of {', '.join(without_hub)}, which need no hub"
+        f"{problem}, or give local copies with --data-dir, or use one of {', '.join(without_hub)}, "
+        "which need no hub"
     )
 
 
@@ -300,15 +364,14 @@ def read_converted(hub: Hub, commit: str | None) -> tuple[dict, str]:
     from huggingface_hub import snapshot_download
 
     patterns = {part: hub.files.format(split=split) for part, split in hub.splits.items()}
-    folder = Path(
-        snapshot_download(
-            hub.repo,
-            repo_type="dataset",
-            revision=CONVERTED,
-            allow_patterns=list(patterns.values()),
-            local_files_only=commit is None,
-        )
-    )
+    options = {"repo_type": "dataset", "allow_patterns": list(patterns.values())}
+    if commit is not None:
+        snapshot_download(hub.repo, revision=commit, **options)
+    # By the branch's name only now: without the hub it stands for the last commit that was asked
+    # for so, and that is whole.
+    offline = commit is None
+    branch = snapshot_download(hub.repo, revision=CONVERTED, local_files_only=offline, **options)
+    folder = Path(branch)
     parts = {}
     for part, pattern in patterns.items():
         rows = []

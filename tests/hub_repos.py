@@ -12,9 +12,10 @@ import pyarrow.parquet
 import samples
 import torch
 import transformers
-import yaml
 from datasets import ClassLabel, DatasetInfo, Features, List, Value
+from datasets.info import DatasetInfosDict
 from hub import CONVERTED, Repository
+from huggingface_hub import DatasetCardData
 from safetensors import torch as safetensors
 from tokenizers import (
     AddedToken,
@@ -483,15 +484,15 @@ def lines(name: str, split: str) -> bytes:
 
 def card(name: str, configs: dict[str, dict[str, str]]) -> bytes:
     """README.md with what `datasets` reads of it: {config: {split: path pattern}}."""
-    infos = []
+    infos = {}
     entries = []
     for config, files in configs.items():
-        info = DatasetInfo(features=SCHEMES[name], config_name=config)
-        infos.append({"config_name": config, **info._to_yaml_dict()})
+        infos[config] = DatasetInfo(features=SCHEMES[name], config_name=config)
         patterns = [{"split": split, "path": path} for split, path in files.items()]
         entries.append({"config_name": config, "data_files": patterns})
-    text = yaml.safe_dump({"dataset_info": infos, "configs": entries}, sort_keys=False)
-    return f"---\n{text}---\n\n# {name}\n".encode()
+    content = DatasetCardData(configs=entries)
+    DatasetInfosDict(infos).to_dataset_card_data(content)
+    return f"---\n{content.to_yaml()}\n---\n\n# {name}\n".encode()
 
 
 def in_parquet(

@@ -6,6 +6,7 @@ Commands run in processes of their own, with caches that nothing else uses.
 import ast
 import contextlib
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict, replace
@@ -27,6 +28,8 @@ import ia2
 from engine import models
 from sources import tasks
 from support import records
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="new processes are forked")
 
 NAMES = {"llama-3.2-1b": LLAMA, "qwen3-4b": QWEN, TINY: TINY}
 BENCHMARKS = [task.name for task in tasks.TASKS.values() if task.hub]

@@ -132,7 +132,7 @@ def test_lines_of_code_are_counted(tmp_path):
     stand_in_code(tmp_path)
     text = authors.sizes(tmp_path)
     assert text.endswith(" 7 there")
-    core = sum(len(path.read_text().splitlines()) for path in ROOT.glob("*.py"))
+    core = sum(path.read_text().count("\n") for path in ROOT.glob("*.py"))
     assert f"({core:,} of them the four scripts" in text
 
 

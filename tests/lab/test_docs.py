@@ -2,10 +2,12 @@
 so.
 """
 
+import functools
 import json
 import re
 import shlex
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -115,9 +117,10 @@ def test_the_tables_of_options_are_those_of_the_parsers():
 
 
 def test_the_front_page_starts_with_the_method_and_one_command():
-    first = "\n".join(README.splitlines()[:60])
-    for piece in ("docs/teacher-student.svg", "ia2.py --dataset sst2 --n 4", "run.ipynb"):
+    first = "\n".join(README.splitlines()[:40])
+    for piece in ("docs/teacher-student.svg", "METHODS = {", "ia2.py --dataset sst2 --n 4"):
         assert piece in first, piece
+    assert "(run.ipynb)" in README
 
 
 def test_links_and_pictures_are_there():
@@ -193,14 +196,70 @@ def test_models_are_named_for_what_they_are():
     assert RESULTS.count("4-bit weights read back into") == 2
 
 
+@functools.cache
+def committed_rows():
+    return [row for file in FILES for row in records.read_rows(file)]
+
+
 def rows_with(**wanted):
     """The committed rows with some settings."""
     found = []
-    for file in FILES:
-        for row in records.read_rows(file):
-            if all(row.get(field) == value for field, value in wanted.items()):
-                found.append(row)
+    for row in committed_rows():
+        if all(row.get(field) == value for field, value in wanted.items()):
+            found.append(row)
     return found
+
+
+MODELS = {
+    "1.5B": {"model": "qwen2.5-coder-1.5b", "labels": "digits"},
+    "0.5B": {"model": "qwen2.5-coder-0.5b", "labels": "words"},
+    "135M": {"model": "smollm2-135m", "labels": "words"},
+}
+TASKS = {"SST-2": "sst2", "FinS": "finsen"}
+LINE = re.compile(
+    r"^\| (?:here, )?(1.5B|0.5B|135M): (\S+?)(?: to (\S+))? \| (.*) \|$", re.MULTILINE
+)
+
+
+def means(rows, method, lr=3e-4):
+    """`accuracy / ECE` of a method, as the table beside the paper writes them."""
+    held = [row for row in rows if row["method"] == method and row["lr"] in (None, lr)]
+    assert len(held) == 5
+    accuracy = fmean(row["accuracy"] for row in held)
+    if method == "base":
+        return f"{100 * accuracy:.1f} ({100 * held[0]['accuracy_among_labels']:.1f})"
+    return f"{100 * accuracy:.1f} / {fmean(row['ece'] for row in held):.2f}"
+
+
+def test_the_table_beside_the_paper_holds_the_means_of_the_rows():
+    part = RESULTS.split("## Beside the paper")[1].split("##")[0]
+    assert len(LINE.findall(part)) == 9
+    assert len(LINE.findall(README)) == 4
+    for model, trained, tested, cells in LINE.findall(part + README):
+        dataset = TASKS.get(trained, trained)
+        test = TASKS.get(tested, tested) or dataset
+        rows = rows_with(**MODELS[model], dataset=dataset, eval_dataset=test, n=4, demos="own")
+        found = [means(rows, method) for method in ("base", "icl", "sft", "ia2", "ia2-sft")]
+        assert cells.split(" | ") == found, (model, trained, tested)
+
+
+def test_alignment_and_what_follows_stand_side_by_side_as_in_the_rows():
+    part = RESULTS.split("More alignment is not more benefit")[1].split("With up to 200")[0]
+    line = r"^\| (1.5B|0.5B|135M)(?:: (\S+),.*?)? \| (.*) \| (.*) \|$"
+    lines = re.findall(line, part, re.MULTILINE)
+    assert len(lines) == 4
+    for model, trained, near, accurate in lines:
+        dataset = TASKS.get(trained, trained) or "movies"
+        found = {"asim": [], "accuracy": []}
+        for lr in (1e-4, 3e-4, 1e-3):
+            wanted = {**MODELS[model], "dataset": dataset, "n": 4, "demos": "own", "lr": lr}
+            rows = rows_with(method="ia2", **wanted)
+            found["asim"].append(f"{fmean(row['asim'] for row in rows):.2f}".lstrip("0"))
+            rows = rows_with(method="ia2-sft", **wanted)
+            accuracy = 100 * fmean(row["accuracy"] for row in rows)
+            found["accuracy"].append(f"{accuracy:.1f}")
+        assert near.split(", ") == found["asim"]
+        assert accurate.split(", ") == found["accuracy"]
 
 
 def last_stages(rows):
@@ -247,15 +306,18 @@ def test_fifteen_few_shot_sets_are_independent():
 def test_committed_rows_tell_the_labels_of_their_few_shot_sets(tokenizer):
     """Their lists of labels came later than the rows; the digests say that they are theirs."""
     loaded = {}
+    drawn = {}
     for row in rows_with(dataset="movies"):
-        wording = (row["labels"], row["prompt"])
+        wording = (row["labels"], row["prompt"], row["balanced"])
         if wording not in loaded:
             plain = row["prompt"].startswith("Review")
             options = data.Options(labels=row["labels"], plain=plain)
             loaded[wording] = data.load("movies", tokenizer, options)
-        task = loaded[wording]
-        assert data.digest(task.pool) == row["pool_data"]
-        few_shot = data.few_shot_set(task.pool, row["n"], row["set"], row["seed"], row["balanced"])
-        found = data.training_settings(task, few_shot, row["balanced"])
-        for field in ("train_data", "dev_data", "train_labels", "dev_labels"):
-            assert found[field] == row[field], (row["run"], field)
+        key = (wording, row["n"], row["set"])
+        if key not in drawn:
+            task = loaded[wording]
+            few_shot = data.few_shot_set(task.pool, row["n"], row["set"], 0, row["balanced"])
+            drawn[key] = data.training_settings(task, few_shot, row["balanced"])
+        for field in ("pool_data", "train_data", "dev_data", "train_labels", "dev_labels"):
+            assert drawn[key][field] == row[field], (row["run"], field)
+    assert len(drawn) == 35  # 15 of words and 15 of digits with n = 2, 4 and 8, and 5 balanced ones

@@ -23,7 +23,6 @@ from lab import sweep, variants
 from support import records
 
 ROOT = Path(__file__).parents[2]
-SWEEP = ("--n", 2, 4, "--sets", 2, "--lr", 1e-3, 1e-2, "--eval", "sst2", "poems")
 TRAINED = [name for name, method in variants.METHODS.items() if method.path]
 ALL = ("--methods", *variants.METHODS)
 
@@ -120,10 +119,10 @@ def test_free_text_runs_with_all_methods_that_need_no_labels(run):
 
 
 def test_a_row_of_a_sweep_is_that_of_the_main_job(run, call):
-    swept = by_key(run(*SWEEP).rows)
-    main = call(
-        "--n", 4, "--set", 1, "--lr", 1e-2, "--eval", "sst2", "poems", out="alone", main=ia2.main
-    )
+    tests = ("--eval", "sst2", "poems")
+    swept = by_key(run("--n", 2, 4, "--sets", 2, "--lr", 1e-2, *tests).rows)
+    options = ("--n", 4, "--set", 1, "--lr", 1e-2, *tests)
+    main = call(*options, out="alone", main=ia2.main)
     alone = by_key(main.rows)
     assert len(alone) == 10 and set(alone) < set(swept)
     for key, row in alone.items():
@@ -399,7 +398,7 @@ def test_help_has_a_sentence_for_each_method(capsys):
 def test_steering_gives_the_bundled_model_the_form_of_the_answer(run):
     """Without any training most of the probability goes to the two labels, as with demos."""
     options = ("--model", "smollm2-135m", "--dataset", "movies", "--methods", "steer", "steer-sft")
-    result = run(*options, quick=("--epochs", 2, "--test", 8))
+    result = run(*options, quick=("--n", 2, "--epochs", 1, "--test", 6))
     rows = {row["method"]: row for row in result.rows}
     assert list(rows) == ["base", "icl", "steer", "steer-sft"]
     assert rows["base"]["label_mass"] < 0.5 < rows["steer"]["label_mass"]
