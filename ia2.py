@@ -134,7 +134,15 @@ def few_shot_targets(model, tokenizer, few_shot, max_tokens=1) -> tuple[list[Tar
     dev = []
     for example in few_shot.dev:
         dev.append(collect_target(model, tokenizer, example, few_shot.demos, max_tokens))
+    say_if_cut(targets + dev, tokenizer.eos_token_id, max_tokens)
     return targets, dev
+
+
+def say_if_cut(targets: list[Target], end: int, max_tokens: int) -> None:
+    """Print how many true responses do not fit: they lack their end token then."""
+    cut = [target for target in targets if max_tokens > 1 and target.gold[-1] != end]
+    if cut:
+        log(f"{len(cut)} of {len(targets)} responses are cut to {max_tokens} tokens (--max-tokens)")
 
 
 # ---- 3. Losses -----------------------------------------------------------------------------------
@@ -571,6 +579,7 @@ def describe(setup: Setup, few_shot, recipe: Recipe, stages, targets, dev) -> Tr
         "dev_gold_loss": mean_loss(model, sft_loss, dev),
         "teacher_right": teacher_right(setup, few_shot, targets),
         "forgets": forgetting(setup),
+        "peak_memory_gb": round(running.peak_memory(model.device) / 1e9, 3),
     }
     return Training(settings, left, lambda folder: peft_files.save(model, folder))
 

@@ -257,7 +257,7 @@ def read_hub(name: str, hub: Hub, without_hub: list[str]) -> Rows:
 
 
 def read_cached(hub: Hub) -> Rows | None:
-    """The rows that this machine keeps of a data set, None where they are not there or not whole."""
+    """The rows that this machine keeps of a data set; None if they are not all there."""
     try:
         return rows_at(hub, None)
     except Exception:  # each library has classes of its own for what is not there

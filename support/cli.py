@@ -53,9 +53,11 @@ def run_main(main: Callable[[], None], *errors: type[Exception]) -> int:
         main()
         sys.stdout.flush()
         return 0
-    except BrokenPipeError:
-        silence_stdout()
-        return 0
+    except BrokenPipeError as error:
+        if reader_is_gone():
+            silence_stdout()
+            return 0
+        problem = error
     except torch.OutOfMemoryError:
         problem = (
             "the GPU is out of memory; use a smaller --n or --max-tokens, or a smaller --model"
@@ -68,6 +70,15 @@ def run_main(main: Callable[[], None], *errors: type[Exception]) -> int:
         problem = "interrupted; completed work is kept"
     log(f"error: {problem}")
     return 2
+
+
+def reader_is_gone() -> bool:
+    """Whether nobody reads stdout any more: pipes to other processes break, too."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def silence_stdout() -> None:
@@ -83,9 +94,9 @@ def command_line(argv: Sequence[str] | None = None) -> str:
     """
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if module is not None and module.name not in ("pdb", "pytest.__main__"):
-        start = ["-m", module.name.removesuffix(".__main__")]  # of `python -m lab.sweep`
-    else:
+    if module is not None and module.origin == sys.argv[0]:  # of `python -m lab.sweep`
+        start = ["-m", module.name.removesuffix(".__main__")]
+    else:  # a script, also below a debugger or profiler, which is the main module then
         start = [Path(sys.argv[0]).name] if sys.argv[0] else []
     return shlex.join(["python", *start, *words])
 

@@ -63,9 +63,8 @@ def read_rows(path: str | Path) -> list[dict]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
-            cut = number == len(lines) and line.startswith(b"{")
-            if cut:
+        except ValueError as error:
+            if number == len(lines) and is_cut(line, error):
                 continue
             row = None
         problem = problem_of(row)
@@ -76,6 +75,17 @@ def read_rows(path: str | Path) -> list[dict]:
             )
         rows.setdefault(row_key(row), row)
     return list(rows.values())
+
+
+def is_cut(line: bytes, error: ValueError) -> bool:
+    """Whether a line that is no JSON is the beginning of a row, and not one that was spoiled.
+
+    JSON that ends too early is wrong at its end: in a text, or in the last name or number.
+    """
+    if not line.startswith(b"{") or not isinstance(error, json.JSONDecodeError):
+        return False
+    in_text = error.msg.startswith("Unterminated string")
+    return in_text or re.fullmatch(r"[-+.\w]*", error.doc[error.pos :]) is not None
 
 
 def problem_of(row) -> str | None:
@@ -96,9 +106,8 @@ def run_name(settings: dict) -> str:
     """`<run>/<method>`: a row's name and an adapter's folder, with a short hash of all settings."""
     hashed = {key: value for key, value in settings.items() if key not in UNHASHED}
     short = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", settings["dataset"]).strip("-")[
-        -60:
-    ]  # a path may be longer than a name may
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", settings["dataset"]).strip("-")
+    slug = slug[-60:]  # a path may be longer than a name may
     rate = settings.get("lr")
     speed = f"-lr{rate:g}" if rate else ""
     return f"{slug}-n{settings['n']}-set{settings['set']}{speed}-{short}/{settings['method']}"
@@ -262,9 +271,13 @@ def table(rows: list[dict], note: str) -> str:
     first = rows[0]
     kind = f"{first['labels']} as labels" if first["labels"] else "free text"
     balanced = "balanced " if first["balanced"] else ""
+    tests = {row["eval_dataset"]: row for row in rows}
+    sizes = [f"{row['test']} test queries ({row['eval_source']})" for row in tests.values()]
+    if len(tests) > 1:
+        sizes = [f"{name}: {size}" for name, size in zip(tests, sizes)]
     head = (
         f"{first['dataset']}, n = {first['n']}, {balanced}set {first['set']}, {first['model']}; "
-        f"{kind}; {first['test']} test queries ({first['eval_source']})"
+        f"{kind}; {'; '.join(sizes)}"
     )
     return f"{head}\n\n{score_grid(rows)}\n\n{note}"
 

@@ -206,6 +206,18 @@ def test_free_text_targets_equal_one_full_pass_a_token(plain_bundled, tokenizer)
     assert target.gold == gold[:10]
 
 
+@pytest.mark.parametrize("max_tokens, cut", [(4, 3), (40, 0)])
+def test_responses_that_do_not_fit_are_counted(max_tokens, cut, tokenizer, capsys):
+    texts = [data.Example(f"Question:{k}?\nAnswer:", f" It is {k} and more.") for k in range(3)]
+    few_shot = data.FewShotSet(texts[:2], texts[2:], texts[:2], 0, 0)
+    model = tiny(vocabulary=49152)
+    ia2.few_shot_targets(model, tokenizer, few_shot, max_tokens)
+    expected = (
+        f"{cut} of 3 responses are cut to {max_tokens} tokens (--max-tokens)\n" if cut else ""
+    )
+    assert capsys.readouterr().err == expected
+
+
 # ---- 3. losses -----------------------------------------------------------------------------------
 
 

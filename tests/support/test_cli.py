@@ -109,6 +109,12 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly():
     assert (process.wait(), error) == (0, b"")
 
 
+def test_a_pipe_to_another_process_that_breaks_is_an_error():
+    process = child("raise BrokenPipeError(32, 'Broken pipe')")
+    _, error = process.communicate()
+    assert process.returncode == 2 and error.startswith(b"error: [Errno 32] Broken pipe")
+
+
 def test_an_output_that_is_not_utf8_does_not_stop_the_table():
     process = child("print('tâche')", env={"PYTHONIOENCODING": "ascii", "PATH": ""})
     out, error = process.communicate()
@@ -128,10 +134,31 @@ def test_the_command_that_is_written_down_is_the_one_that_ran(monkeypatch):
     monkeypatch.setattr("sys.modules", {**sys.modules, "__main__": type(sys)("__main__")})
     assert cli.command_line() == "python ia2.py --n 4 --dataset 'my task'"
     assert cli.command_line(["--n", 8]) == "python ia2.py --n 8"
-    sys.modules["__main__"].__spec__ = type("Spec", (), {"name": "lab.sweep"})
-    assert cli.command_line() == "python -m lab.sweep --n 4 --dataset 'my task'"
-    sys.modules["__main__"].__spec__ = type("Spec", (), {"name": "pdb"})
-    assert cli.command_line([]) == "python ia2.py"
+
+
+WHERE = (
+    "import sys; sys.path.insert(0, {root!r}); from support import cli; print(cli.command_line())"
+)
+
+
+@pytest.mark.parametrize(
+    "start, command",
+    [
+        ("room/run.py", "python run.py --n 4"),
+        ("-m room.run", "python -m room.run --n 4"),
+        ("-m room", "python -m room --n 4"),
+        ("-m pdb -c continue room/run.py", "python run.py --n 4"),
+        ("-m cProfile room/run.py", "python run.py --n 4"),
+    ],
+)
+def test_a_module_is_told_from_a_script_also_below_a_debugger(start, command, tmp_path):
+    room = tmp_path / "room"
+    room.mkdir()
+    for name in ("run", "__main__"):
+        (room / f"{name}.py").write_text(WHERE.format(root=str(ROOT)))
+    words = [sys.executable, *start.split(), "--n", "4"]
+    ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, input="q\n")
+    assert command in ran.stdout.splitlines(), ran.stderr
 
 
 def test_results_only_go_to_stdout(monkeypatch, capsys):

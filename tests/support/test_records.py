@@ -81,6 +81,24 @@ def test_what_is_no_row_is_named_with_its_line(line, problem, file):
         records.read_rows(write(file, file.read_text() + line))
 
 
+def test_a_line_may_be_cut_anywhere(file):
+    rows = records.read_rows(file)
+    last = {**rows[0], "run": "r", "nested": {"a": [1, -2.5e-7, None], "b": {}}, "text": '\\é"'}
+    line = json.dumps(last)
+    for length in range(1, len(line)):
+        text = "".join(json.dumps(row) + "\n" for row in rows) + line[:length]
+        assert records.read_rows(write(file, text)) == rows, line[:length]
+
+
+@pytest.mark.parametrize("spoil", ["{row}{row}", "{row} {{", "{row},", "{short},}}", "{{{row}"])
+def test_a_last_line_that_was_spoiled_is_not_taken_for_a_cut_one(spoil, file):
+    """As where two files were joined and one had no newline at its end."""
+    row = file.read_text().splitlines()[0]
+    text = file.read_text() + spoil.format(row=row, short=row[:-1])
+    with pytest.raises(UserError, match="line 4: this is not a result .it is not JSON"):
+        records.read_rows(write(file, text))
+
+
 @pytest.mark.parametrize("field", ["run", "method", "accuracy", "test_data", "set"])
 def test_a_row_that_was_trimmed_by_hand_is_named(field, file):
     rows = records.read_rows(file)
@@ -160,6 +178,18 @@ def test_the_table_has_a_line_a_method_and_a_star_out_of_domain():
     assert "0.125 (0.062)" in lines[2] and "-0.500" in lines[2] and " - " in lines[2]
     single = records.score_grid([shown("base")]).splitlines()[0]
     assert "| accuracy % |" in single, "with one test its name is in the heading alone"
+
+
+@pytest.mark.parametrize("names", [("d",), ("d", "e"), ("d", "e", "f")])
+def test_the_heading_has_a_number_of_queries_for_each_test(names):
+    rows = []
+    for size, name in enumerate(names, start=7):
+        of_test = {"test": size, "eval_source": "s", "labels": "words", "balanced": False}
+        rows.append(shown("base", name, n=4, set=0, model="m", **of_test))
+    head = records.table(rows, "a note").splitlines()[0]
+    for size, name in enumerate(names, start=7):
+        assert f"{name}: {size} test queries" in head or len(names) == 1
+    assert head.count("test queries") == len(names)
 
 
 def test_samples_and_key_values_are_text_to_read():
