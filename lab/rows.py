@@ -135,12 +135,7 @@ def check_rows(rows: list[dict]) -> None:
     method was tested twice in one way.
     """
     for row in rows:
-        for field in REQUIRED:
-            if row.get(field) is None:
-                raise UserError(
-                    f"a row of {row.get('run', 'the file')} lacks `{field}`; give a file that "
-                    "ia2.py or lab.sweep wrote, or remove that row"
-                )
+        check_fields(row)
     for same in group(rows, (*SETTING, "set")).values():
         for field, name in (("train_data", "training"), ("dev_data", "dev")):
             found = sorted({row[field] for row in same if row.get(field)})
@@ -151,6 +146,23 @@ def check_rows(rows: list[dict]) -> None:
                     "the rows of one of them"
                 )
     check_repeats(rows)
+
+
+def check_fields(row: dict) -> None:
+    """Raise UserError for a row that was trimmed, or that an earlier version wrote."""
+    name = row.get("run", "the file")
+    for field in REQUIRED:
+        if row.get(field) is None:
+            raise UserError(
+                f"a row of {name} lacks `{field}`; give a file that ia2.py or lab.sweep wrote, or "
+                "remove that row"
+            )
+    for stage in row.get("stages") or []:
+        if not {"name", "steps", "kept_step"} <= set(stage):
+            raise UserError(
+                f"a row of {name} has stages without `kept_step`, as an earlier version wrote "
+                "them; remove such rows, or make them again"
+            )
 
 
 def check_repeats(rows: list[dict]) -> None:

@@ -499,6 +499,7 @@ def test_a_first_run_on_a_gpu_is_qwens_in_bfloat16_and_keeps_to_its_device(
     large = models.MODELS["qwen3-4b"]
     monkeypatch.setitem(models.MODELS, "qwen3-4b", replace(large, hub=str(tmp_path / "model")))
     samples.folder(tmp_path / "bench")
+    assert models.default_name(torch.device("cuda")) == "qwen3-4b"
     with PretendGPU():
         ia2.main(["--data-dir", str(tmp_path / "bench"), "--out", str(tmp_path / "out"), *QUICK])
     rows = records.read_rows(tmp_path / "out" / "results.jsonl")

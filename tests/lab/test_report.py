@@ -143,6 +143,12 @@ def test_rows_of_another_kind_are_refused_in_a_sentence(field):
         report.tables([row("sft", 0), broken])
 
 
+def test_stages_of_an_earlier_version_are_refused_in_a_sentence():
+    rows = [row("sft", stages=[{"name": "sft", "steps": 50, "best_step": 0}])]
+    with pytest.raises(UserError, match="stages without `kept_step`"):
+        report.tables(rows)
+
+
 def test_scores_that_are_missing_or_not_finite_leave_a_dash():
     rows = [row("sft", i, nll=math.nan, asim=None, gap=None) for i in range(3)]
     rows += [row("ia2-sft", i, nll=0.3 if i else None, asim=0.5) for i in range(3)]
