@@ -177,21 +177,19 @@ def common(name: str) -> dict[str, bytes]:
     }
 
 
-def qwen() -> dict[str, bytes]:
-    """Qwen3 4B Base: weights in three files, tied embeddings with more rows than there are tokens,
-    no token for a beginning, one for an end that is also the pad.
-    """
-    split = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    tokenizer = byte_level(split)
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    model = json.loads(tokenizer.to_str())["model"]
-    special = add_special(tokenizer, "<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    end = tokenizer.token_to_id("<|endoftext|>")
-    config = {
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def qwen_config(end, tokenizer) -> dict:
+    """The config.json of that repository, tiny."""
+    return {
         "architectures": ["Qwen3ForCausalLM"],
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -214,6 +212,19 @@ def qwen() -> dict[str, bytes]:
         "vocab_size": tokenizer.get_vocab_size() + 21,
         **SIZE,
     }
+
+
+def qwen() -> dict[str, bytes]:
+    """Qwen3 4B Base: weights in three files, tied embeddings with more rows than there are tokens,
+    no token for a beginning, one for an end that is also the pad.
+    """
+    tokenizer = byte_level(QWEN_SPLIT)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    model = json.loads(tokenizer.to_str())["model"]
+    special = add_special(tokenizer, "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    end = tokenizer.token_to_id("<|endoftext|>")
+    config = qwen_config(end, tokenizer)
     settings = {
         "add_bos_token": False,
         "add_prefix_space": False,
@@ -245,28 +256,9 @@ def qwen() -> dict[str, bytes]:
     }
 
 
-def llama() -> dict[str, bytes]:
-    """Llama 3.2 1B: gated, tied, scaled rotary embeddings, up to three digits in a token; the
-    tokenizer puts <|begin_of_text|> first by itself and has no pad. `original/` has it all again.
-    """
-    split = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    tokenizer = byte_level(split)
-    reserved = [f"<|reserved_special_token_{i}|>" for i in range(4)]
-    tokenizer.model.ignore_merges = True  # a word of the vocabulary is taken as it is
-    special = add_special(tokenizer, "<|begin_of_text|>", "<|end_of_text|>", *reserved)
-    begin = tokenizer.token_to_id("<|begin_of_text|>")
-    template = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A",
-        pair="<|begin_of_text|> $A <|begin_of_text|>:1 $B:1",
-        special_tokens=[("<|begin_of_text|>", begin)],
-    )
-    tokenizer.post_processor = processors.Sequence(
-        [processors.ByteLevel(trim_offsets=False), template]
-    )
-    config = {
+def llama_config(begin, tokenizer) -> dict:
+    """The config.json of that repository, tiny."""
+    return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -294,6 +286,46 @@ def llama() -> dict[str, bytes]:
         "vocab_size": tokenizer.get_vocab_size(),
         **SIZE,
     }
+
+
+LLAMA_EXTRAS = {
+    "LICENSE.txt": b"LLAMA 3.2 COMMUNITY LICENSE AGREEMENT\n",
+    "USE_POLICY.md": b"# Acceptable use\n",
+    "original/consolidated.00.pth": b"weights as they were trained",
+    "original/params.json": as_text({"dim": 32, "n_layers": 2}),
+    "original/tokenizer.model": b"tiktoken",
+}
+
+
+def llama_generation(begin: int) -> dict:
+    """The generation_config.json of that repository."""
+    return {
+        "bos_token_id": begin,
+        "do_sample": True,
+        "eos_token_id": begin + 1,
+        "temperature": 0.6,
+        "top_p": 0.9,
+    }
+
+
+def llama() -> dict[str, bytes]:
+    """Llama 3.2 1B: gated, tied, scaled rotary embeddings, up to three digits in a token; the
+    tokenizer puts <|begin_of_text|> first by itself and has no pad. `original/` has it all again.
+    """
+    tokenizer = byte_level(LLAMA_SPLIT)
+    reserved = [f"<|reserved_special_token_{i}|>" for i in range(4)]
+    tokenizer.model.ignore_merges = True  # a word of the vocabulary is taken as it is
+    special = add_special(tokenizer, "<|begin_of_text|>", "<|end_of_text|>", *reserved)
+    begin = tokenizer.token_to_id("<|begin_of_text|>")
+    template = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A",
+        pair="<|begin_of_text|> $A <|begin_of_text|>:1 $B:1",
+        special_tokens=[("<|begin_of_text|>", begin)],
+    )
+    tokenizer.post_processor = processors.Sequence(
+        [processors.ByteLevel(trim_offsets=False), template]
+    )
+    config = llama_config(begin, tokenizer)
     settings = {
         "added_tokens_decoder": special,
         "bos_token": "<|begin_of_text|>",
@@ -307,21 +339,9 @@ def llama() -> dict[str, bytes]:
     return {
         **common(LLAMA),
         **one_file(state),
-        "LICENSE.txt": b"LLAMA 3.2 COMMUNITY LICENSE AGREEMENT\n",
-        "USE_POLICY.md": b"# Acceptable use\n",
+        **LLAMA_EXTRAS,
         "config.json": as_text(config),
-        "generation_config.json": as_text(
-            {
-                "bos_token_id": begin,
-                "do_sample": True,
-                "eos_token_id": begin + 1,
-                "temperature": 0.6,
-                "top_p": 0.9,
-            }
-        ),
-        "original/consolidated.00.pth": b"weights as they were trained",
-        "original/params.json": as_text({"dim": 32, "n_layers": 2}),
-        "original/tokenizer.model": b"tiktoken",
+        "generation_config.json": as_text(llama_generation(begin)),
         "special_tokens_map.json": as_text(
             {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
         ),
@@ -330,21 +350,9 @@ def llama() -> dict[str, bytes]:
     }
 
 
-def mistral(seed: int = 0) -> dict[str, bytes]:
-    """A small Mistral of somebody's: an untied head, a `▁` before every text, weights in other
-    formats beside the safetensors.
-    """
-    trained = Tokenizer(tokenizer_models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    trained.train_from_iterator(
-        sentences(), trainers.BpeTrainer(vocab_size=500, min_frequency=2, show_progress=False)
-    )
-    tokenizer = whole_words(trained)
-    special = add_special(tokenizer, "<unk>", "<s>", "</s>")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
-    )
-    config = {
+def mistral_config(tokenizer) -> dict:
+    """The config.json of that repository, tiny."""
+    return {
         "architectures": ["MistralForCausalLM"],
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -363,6 +371,23 @@ def mistral(seed: int = 0) -> dict[str, bytes]:
         **SIZE,
         "head_dim": 8,
     }
+
+
+def mistral(seed: int = 0) -> dict[str, bytes]:
+    """A small Mistral of somebody's: an untied head, a `▁` before every text, weights in other
+    formats beside the safetensors.
+    """
+    trained = Tokenizer(tokenizer_models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator(
+        sentences(), trainers.BpeTrainer(vocab_size=500, min_frequency=2, show_progress=False)
+    )
+    tokenizer = whole_words(trained)
+    special = add_special(tokenizer, "<unk>", "<s>", "</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
+    )
+    config = mistral_config(tokenizer)
     settings = {
         "add_bos_token": True,
         "add_eos_token": False,

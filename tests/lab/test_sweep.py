@@ -31,7 +31,7 @@ def by_key(rows):
     """{what a row is about: the row without times, command and overlaps}; no row twice."""
     found = {}
     for row in rows:
-        changing = ("command", "overlap", "seconds", "peak_memory_gb")
+        changing = ("command", "commit", "overlap", "seconds", "peak_memory_gb")
         kept = {key: value for key, value in row.items() if key not in changing}
         kept["stages"] = [{**stage, "seconds": None} for stage in row.get("stages") or []]
         found[records.row_key(row)] = kept

@@ -164,9 +164,9 @@ def test_the_digest_of_texts_is_a_short_sha256():
     assert len(records.digest([])) == 16
 
 
-def shown(method, test="d", **changes):
+def shown(method, task="d", **changes):
     figures = {"accuracy": 0.5, "accuracy_among_labels": 0.75, "nll": 0.25, "ece": 0.125}
-    row = {"method": method, "dataset": "d", "eval_dataset": test, **figures}
+    row = {"method": method, "dataset": "d", "eval_dataset": task, **figures}
     return {**row, "ece_floor": 0.0625, "gap": -0.5, "asim": 0.5, "asim_centred": None, **changes}
 
 
