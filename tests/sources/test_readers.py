@@ -3,8 +3,11 @@
 import io
 import tarfile
 
+import httpx2
 import pandas
 import pytest
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from samples import ROWS
 
 from sources import readers, tasks
@@ -203,6 +206,103 @@ def test_a_refusal_is_one_sentence_and_no_stand_in_is_used(status, advice, answe
     with pytest.raises(UserError, match=f"{advice}.*--data-dir") as error:
         tasks.read_task(tasks.TASKS["agnews"])
     assert not isinstance(error.value, readers.NoHub) and str(status) in str(error.value)
+
+
+# ---- a hub that answers, and then does not -------------------------------------------------------
+
+HUB = readers.Hub("owner/name")
+OLD = "a" * 40
+NEW = "b" * 40
+
+
+@pytest.fixture
+def half(monkeypatch):
+    """half(error, cached): the hub tells of commit NEW and loading it fails; `cached` is there.
+
+    It returns the commits that are read, None for what is cached.
+    """
+
+    def set_up(error, cached=None):
+        commits = []
+
+        def read_dataset(hub, commit):
+            commits.append(commit)
+            if commit is None and cached:
+                return {"train": [(0, {"x": 1})], "test": []}, cached
+            raise error
+
+        monkeypatch.setattr(readers, "newest_commit", lambda hub: NEW)
+        monkeypatch.setattr(readers, "read_dataset", read_dataset)
+        return commits
+
+    return set_up
+
+
+def hidden(error, behind):
+    """An error as `datasets` raises it: the one that led to it is not told."""
+    try:
+        try:
+            raise error
+        except Exception:
+            raise behind from None
+    except Exception as outer:
+        return outer
+
+
+def broken_ways():
+    unavailable = LocalEntryNotFoundError("not in the cache")
+    unavailable.__cause__ = Refusal(503)
+    return [
+        Refusal(429),
+        Refusal(500),
+        ConnectionError("no route"),
+        TimeoutError("slow"),
+        httpx2.RemoteProtocolError("peer closed connection"),
+        LocalEntryNotFoundError("not in the cache"),
+        unavailable,
+        hidden(unavailable, FileNotFoundError("Couldn't find any data file")),
+    ]
+
+
+@pytest.mark.parametrize("error", broken_ways(), ids=repr)
+def test_where_the_way_to_the_hub_breaks_the_cache_counts_and_then_nothing(error, half, capsys):
+    half(error, cached=OLD)
+    assert readers.read_hub("task", HUB, ["movies"]).source == f"hub:owner/name@{OLD[:12]}"
+    warning = f"warning: the hub cannot be reached; using the cached owner/name@{OLD[:12]}\n"
+    assert capsys.readouterr().err == warning
+    half(error)
+    with pytest.raises(readers.NoHub, match="cannot be reached for all of task.*run the same"):
+        readers.read_hub("task", HUB, ["movies"])
+
+
+def test_cached_rows_of_the_newest_commit_are_not_fetched_again(half, capsys):
+    commits = half(AssertionError("this is not fetched"), cached=NEW)
+    assert readers.read_hub("task", HUB, []).source == f"hub:owner/name@{NEW[:12]}"
+    assert commits == [None]
+    assert capsys.readouterr().err == ""
+
+
+def lasting_problems():
+    response = httpx2.Response(404, request=httpx2.Request("GET", "https://hub/name.py"))
+    absent = RemoteEntryNotFoundError("no script", response=response)
+    return [
+        (Refusal(403), r"which refuses its files \(403\); accept its terms"),
+        (DatasetNotFoundError("gated"), r"which refuses its files \(gated\); accept its terms"),
+        (OSError(28, "No space left on device"), r"\(No space left on device\); make room"),
+        (ValueError("row 3\nis wrong"), r"\(row 3\); use --data-dir"),
+        (hidden(absent, ValueError("row 3 is wrong")), r"\(row 3 is wrong\); use --data-dir"),
+    ]
+
+
+@pytest.mark.parametrize("error, message", lasting_problems(), ids=repr)
+def test_what_trying_again_does_not_change_is_one_sentence(error, message, half):
+    half(error, cached=OLD)
+    with pytest.raises(
+        UserError, match=f"cannot load owner/name from the hub.*{message}"
+    ) as raised:
+        readers.read_hub("task", HUB, [])
+    assert not isinstance(raised.value, readers.NoHub)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_hub_that_does_not_answer_is_given_up_in_time(monkeypatch):
