@@ -16,6 +16,7 @@ BLANK_LINE = "\n\n"  # between demos, and between the demos and the query
 STYLES = ("digits", "words", "remap")  # how labels are written
 BLOCK = 16  # queries that share one order of the demos
 UNRELATED = ("nyt", "tweets")  # texts on which to see what tuning changes elsewhere
+UNRELATED_TOKENS = 16  # of each text: it costs less than a test, and batches need no padding
 
 # Arbitrary names for labels. Those of one token are used, so that any tokenizer finds enough.
 REMAP_WORDS = (
@@ -195,7 +196,7 @@ def draw_test(task: Data, count: int, seed: int = 0, number: int = 0) -> Data:
 
 
 def unrelated_prompts(tokenizer, leave_out: list[Data], count: int = 200) -> list[list[int]]:
-    """Token ids of bundled texts that have nothing to do with the tasks, shortest first.
+    """The first tokens of bundled texts that have nothing to do with the tasks, shortest first.
 
     None where they cannot be fetched, which is said.
     """
@@ -209,7 +210,7 @@ def unrelated_prompts(tokenizer, leave_out: list[Data], count: int = 200) -> lis
             log(f"warning: what tuning changes elsewhere is not measured ({error})")
             return []
         for item in random.Random("unrelated").sample(rows.test, count // len(names)):
-            prompts.append(prompt_tokens(tokenizer, [], item.text))
+            prompts.append(prompt_tokens(tokenizer, [], item.text)[:UNRELATED_TOKENS])
     return sorted(prompts, key=len)
 
 
