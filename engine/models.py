@@ -6,7 +6,7 @@ repository brings along never runs, and weights are read from safetensors only.
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +105,22 @@ class ModelChoice:
     fingerprint: str  # tells its weights from all others: sha256 of the files, or the hub's commit
 
 
-def find(name: str, device: str = "auto") -> ModelChoice:
+def find(name: str, device: str = "auto", dtype: str = "auto") -> ModelChoice:
     """The model that a name means, its tokenizer, and the device. A bundled model is made at first
     use.
 
-    `auto` is qwen3-4b on a GPU with 12 GB and smollm2-135m elsewhere. Raises UserError for an
-    unknown name, a missing GPU, files that cannot be read, or a hub that is needed and cannot be
-    reached, which is decided within 5 seconds.
+    `auto` is qwen3-4b on a GPU with 12 GB and smollm2-135m elsewhere. `dtype` is float32, bfloat16,
+    or `auto` for what the table of models says. Raises UserError for an unknown name, a missing
+    GPU, files that cannot be read, or a hub that is needed and cannot be reached, which is decided
+    within 5 seconds.
     """
     chosen_device = choose_device(device)
     if name == "auto":
         name = default_name(chosen_device)
     check_name(name)
     entry = MODELS.get(name) or Entry(name)
+    if dtype != "auto":
+        entry = replace(entry, dtype=getattr(torch, dtype))
     files = locate(name, entry)
     folder = str(files.folder)
     try:

@@ -413,7 +413,7 @@ def main(argv: list[str] | None = None) -> None:
         queries=unlabelled_count(args.targets, args.queries),
         steer_at=args.steer_at,
     )
-    choice = models.find(args.model, args.device)
+    choice = models.find(args.model, args.device, args.dtype)
     options = data.Options.of(args, choice.entry)
     setup = ia2.set_up(choice, [args.dataset, *(args.eval or [])], options, args.rank)
     variants.check_distinct(setup.task, setup.tests)

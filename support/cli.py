@@ -148,6 +148,13 @@ def experiment_parser(
     many = "+" if several else None
     add_data_options(add, many)
     add_model_options(add)
+    if several:
+        add(
+            "--dtype",
+            choices=("auto", "float32", "bfloat16"),
+            default="auto",
+            help="of the model: rows of two are never averaged (auto: what is fast here)",
+        )
     add_training_options(add, many)
     add(
         "--methods",

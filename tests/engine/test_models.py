@@ -140,6 +140,13 @@ def test_without_a_dtype_of_its_own_a_model_gets_what_is_fast(saved, monkeypatch
     assert models.load_model(quick).dtype == torch.bfloat16
 
 
+def test_a_dtype_that_is_asked_for_takes_the_place_of_the_files(saved):
+    folder = str(saved(tiny("Llama")))
+    choice = models.find(folder, "cpu", "bfloat16")
+    assert models.load_model(choice).dtype == torch.bfloat16
+    assert models.find(folder, "cpu").entry.dtype == "auto"
+
+
 def test_a_folder_is_known_by_the_sums_of_its_weights(saved):
     folder = saved(tiny("Llama"))
     one = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
