@@ -27,6 +27,8 @@ from lab.variants import METHODS, Choices
 from support import cli, records
 from support.cli import UserError, log
 
+NEVER = sys.maxsize  # readings without improvement that stop a training
+
 # ---- what is to be run ---------------------------------------------------------------------------
 
 
@@ -138,14 +140,14 @@ class Workshop:
     examples: variants.Examples
     steering: variants.Steering | None
     losses: dict  # by stage
-    trained: dict = field(default_factory=dict)  # {(rate, epochs): what `ia2.follow` shares}
+    trained: dict = field(default_factory=dict)  # {a recipe's numbers: what `ia2.follow` shares}
 
-    def trained_at(self, lr: float | None, epochs: int) -> dict:
-        """What is trained already at a rate; that of other rates is let go."""
+    def trained_by(self, recipe: ia2.Recipe) -> dict:
+        """What is trained already by a recipe; that of other rates is let go."""
         for key in list(self.trained):
-            if key[0] != lr:
+            if key[0] != recipe.lr:
                 del self.trained[key]
-        return self.trained.setdefault((lr, epochs), {})
+        return self.trained.setdefault((recipe.lr, recipe.epochs, recipe.patience), {})
 
 
 def open_workshop(sweep: Sweep, few_shot: data.FewShotSet, plans: list[Plan]) -> Workshop:
@@ -230,10 +232,15 @@ def train_path(sweep: Sweep, workshop: Workshop, plan: Plan) -> list[ia2.Stage]:
     method = METHODS[plan.method]
     examples = workshop.examples
     number = workshop.few_shot.number
-    epochs = method.epochs * sweep.recipe.epochs
-    recipe = replace(sweep.recipe, lr=plan.lr, epochs=epochs, seed=f"{sweep.seed}-{number}")
+    recipe = replace(
+        sweep.recipe,
+        lr=plan.lr,
+        epochs=method.epochs * sweep.recipe.epochs,
+        patience=sweep.recipe.patience if method.stops_early else NEVER,
+        seed=f"{sweep.seed}-{number}",
+    )
     start_seed = 1000 * sweep.seed + number
-    trained = workshop.trained_at(plan.lr, epochs)
+    trained = workshop.trained_by(recipe)
     if not trained:
         lora.reset(model, seed=start_seed)
         trained[()] = ia2.Trained(lora.state(model), [])

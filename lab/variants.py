@@ -42,6 +42,7 @@ class Method:
     path: tuple[str, ...] = ()  # stages, trained one after the other
     steered: bool = False  # the steering vector is in place, in training and in evaluation
     epochs: int = 1  # times --epochs
+    stops_early: bool = True  # or all epochs are trained; the best adapter is kept all the same
     corrected: bool = False  # in evaluation, by what a content-free query is answered
 
 
@@ -75,9 +76,10 @@ METHODS = {
     ),
     "steer-sft": Method("SFT with the steering vector in place.", ("steered-sft",), steered=True),
     "sft-100": Method(
-        "SFT with as many steps as both stages of ia2-sft may take: twice the epochs.",
+        "SFT with as many steps as both stages of ia2-sft may take: twice the epochs, all of them.",
         ("sft",),
         epochs=2,
+        stops_early=False,
     ),
     # simple fixes of SFT
     "sft-balanced": Method("SFT in which each label weighs the same.", ("sft-balanced",)),

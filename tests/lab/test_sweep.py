@@ -144,6 +144,15 @@ def test_an_epoch_more_is_all_that_sft_100_differs_in(run):
     assert history[:3] == short["stages"][0]["history"]
 
 
+def test_sft_100_trains_all_its_epochs_where_sft_stops(run, monkeypatch):
+    monkeypatch.setattr(ia2, "mean_loss", lambda *_: 1.0)
+    options = ("--methods", "sft", "sft-100", "--lr", 1e-3)
+    result = run(*options, quick=("--epochs", 8, "--test", 4))
+    [short], [long] = rows_of(result, "sft"), rows_of(result, "sft-100")
+    assert (short["steps"], long["steps"]) == (6, 16)
+    assert short["stages"][0]["kept_step"] == long["stages"][0]["kept_step"] == 1
+
+
 def test_the_prior_correction_leaves_training_as_it_is(run, tmp_path):
     result = run("--methods", "sft", "sft-prior", "--lr", 1e-2)
     [plain], [corrected] = rows_of(result, "sft"), rows_of(result, "sft-prior")
