@@ -423,7 +423,6 @@ def main(argv: list[str] | None = None) -> None:
     choice = models.find(args.model, args.device, args.dtype)
     options = data.Options.of(args, choice.entry)
     setup = ia2.set_up(choice, [args.dataset, *(args.eval or [])], options, args.rank)
-    variants.check_distinct(setup.task, setup.tests)
     methods = [method for method in METHODS if method in args.methods]
     variants.check_methods(methods, choices, setup.task)
     foreign = None
@@ -432,7 +431,7 @@ def main(argv: list[str] | None = None) -> None:
     sweep = Sweep(
         setup=setup,
         out=args.out,
-        command=cli.command_line(argv),
+        command=cli.command_line("-m lab.sweep", argv),
         methods=methods,
         rates=in_order(args.lr),
         recipe=ia2.Recipe(epochs=args.epochs, keep=args.keep),

@@ -426,24 +426,6 @@ def flip_demos(few_shot, label_texts: list[str]):
     return replace(few_shot, demos=demos)
 
 
-def same_texts(first: data.Data, second: data.Data) -> bool:
-    """Whether two tasks hold the same rows under two names, as `sst2` and its stand-in do."""
-    return data.digest(first.pool + first.test) == data.digest(second.pool + second.test)
-
-
-def check_distinct(training: data.Data, tests: list[data.Data]) -> None:
-    """Raise UserError where two names stand for the same texts: one would pass for another test."""
-    seen = [training]
-    for test in tests:
-        for other in seen:
-            if other.task.name != test.task.name and same_texts(other, test):
-                raise UserError(
-                    f"{other.task.name} and {test.task.name} are the same texts here "
-                    f"({test.source}); use one of the two names"
-                )
-        seen.append(test)
-
-
 def foreign_task(training: data.Data, tests: list[data.Data], tokenizer, options) -> data.Data:
     """A task with the training task's labels whose texts are neither trained nor tested on.
 
@@ -462,7 +444,7 @@ def foreign_task(training: data.Data, tests: list[data.Data], tokenizer, options
             candidate = data.load(task.name, tokenizer, options)
         except UserError:  # it is not at hand; another one may be
             continue
-        if not any(same_texts(candidate, other) for other in used):
+        if not any(data.same_texts(candidate, other) for other in used):
             seen = [example for other in used for example in other.pool + other.test]
             pool = data.drop_repeats(candidate.pool, seen, as_written=False)
             return replace(candidate, pool=pool)
