@@ -368,7 +368,6 @@ def set_up(choice, names: list[str], options: data.Options) -> ia2.Setup:
     Raises UserError for free text before the model is loaded.
     """
     task, tests = data.load_with_tests(names[0], names[1:], choice.tokenizer, options)
-    variants.check_distinct(task, tests)
     if not task.label_tokens:
         raise UserError(
             f"{task.task.name} is free text, and lab.anatomy reads activations where a label is "
@@ -416,13 +415,13 @@ def main(argv: list[str] | None = None) -> None:
     check_count("each test", args.test)
     records.make_out(args.out)
     read_records(Path(args.out, FILE))  # a file that is none of ours is told first
-    choice = models.find(args.model, args.device)
+    choice = models.find(args.model, args.device, args.dtype)
     options = data.Options.of(args, choice.entry)
     setup = set_up(choice, [args.dataset, *(args.eval or [])], options)
     study = Study(
         setup=setup,
         out=args.out,
-        command=cli.command_line(argv),
+        command=cli.command_line("-m lab.anatomy", argv),
         foreign=find_foreign(setup, options),
         balanced=data.balance(setup.task, args.balanced, choice.entry.balanced),
         test=args.test,

@@ -334,7 +334,7 @@ def draw(groups: list[Group]):
         draw_accuracy(axes[-1], each, number, MARKERS[sizes.index(each.n) % len(MARKERS)])
     finish_accuracy(axes[-1], sizes)
     plots.legend_below(figure, 3)
-    figure.suptitle("ICL's shift: one constant vector a layer, and what adding it does")
+    figure.suptitle("The constant's share of ICL's shift by layer; accuracy of steering and of ICL")
     return figure
 
 
