@@ -36,8 +36,8 @@ from support.cli import UserError, log
 
 @contextmanager
 def read_attention(model, rows: list[int], columns: list[int]) -> Iterator[list[Tensor]]:
-    """Inside the block, a pass leaves what each self-attention block puts out at N positions: a
-    list of L tensors (N, d).
+    """Yield a list that the next pass fills: what each layer's self-attention puts out at N
+    positions, L tensors (N, d).
 
     It is read after W_O and before the residual addition: the paper's SA(.).
     """
@@ -99,7 +99,7 @@ class Target:
     """One training example and what the teacher leaves for it."""
 
     teacher_prompt: list[int]  # I + X, demos and query
-    student_prompt: list[int]  # X, all that the student sees
+    student_prompt: list[int]  # X, without demos
     gold: list[int]  # Y, the true response
     icl: list[int]  # Yhat, the teacher's own response
     A_icl: Tensor  # (L, G, d), the teacher's activations where it predicts Yhat
@@ -117,6 +117,7 @@ def collect_target(model, tokenizer, example, demos, max_tokens=1) -> Target:
             [reading] = forward(model, [teacher_prompt])
             icl = [reading.logits[0].argmax().item()]
         else:
+            # Encoded once: the cache serves the generation and the pass that reads A_ICL.
             prefix, rests = running.share_prefix(model, [teacher_prompt])
             [icl] = running.generate(model, tokenizer, rests, max_tokens, prefix)
             [reading] = forward(model, rests, [icl], prefix)
@@ -179,7 +180,7 @@ METHODS = {
     "ia2-sft": (ia2_loss, sft_loss),
 }
 
-# ---- 4. Training ---------------------------------------------------------------------------------
+# ---- 4. Training: where a loss is minimised ------------------------------------------------------
 
 
 @dataclass
@@ -210,16 +211,17 @@ class Stage:
 def train(model, loss_fn: Callable, targets, dev, recipe: Recipe) -> Stage:
     """Minimise a loss over the adapter with Adam.
 
-    The dev loss is read every second step and at the end of each epoch; training stops after
-    `patience` readings without improvement. The adapter with the lowest dev loss of those read is
-    put back, never the one that the stage began with. Raises UserError if a loss is not finite.
+    The dev loss is read every second step and at the end of each epoch, so at every step for up to
+    four examples; training stops after `patience` readings without improvement. The adapter with
+    the lowest dev loss of those read is put back, never the one that the stage began with. Raises
+    UserError if a loss is not finite.
     """
     stage = Stage(loss_fn.__name__.removesuffix("_loss"))
     optimizer = torch.optim.Adam(lora.weights(model).values(), recipe.lr, fused=True)
     steps_an_epoch = math.ceil(len(targets) / recipe.batch_size)
     start = time.perf_counter()
     recent = []  # training losses since the last reading
-    worse = 0  # readings since the best one
+    without_improvement = 0  # readings since the best one
     for step, batch in enumerate(batches(targets, recipe, stage.name), start=1):
         loss = loss_fn(model, batch)
         loss.backward()
@@ -228,20 +230,22 @@ def train(model, loss_fn: Callable, targets, dev, recipe: Recipe) -> Stage:
         recent.append(loss.item())
         if step == 1:
             stage.first_loss = loss.item()
-        if step % 2 and step % steps_an_epoch:
+        is_read = step % 2 == 0 or step % steps_an_epoch == 0
+        if not is_read:
             continue
         dev_loss = mean_loss(model, loss_fn, dev)
         stage.history.append((step, sum(recent) / len(recent), dev_loss))
         stage.steps = step
         recent.clear()
         check_and_log(stage)
-        worse += 1
         if dev_loss < stage.dev_loss:
             stage.dev_loss = dev_loss
             stage.kept_step = step
             best = lora.state(model)
-            worse = 0
-        if worse == recipe.patience:
+            without_improvement = 0
+        else:
+            without_improvement += 1
+        if without_improvement == recipe.patience:
             break
     if recipe.keep == "best":
         lora.load_state(model, best)
@@ -294,7 +298,8 @@ class Trained:
 def follow(model, path: tuple, targets, dev, recipe: Recipe, trained: dict) -> list[Stage]:
     """Train a path's stages one after the other and leave the last adapter on the model.
 
-    `trained` maps paths to where they ended, () to the start. What is in it is not trained again.
+    `trained` maps paths to where they ended, () to the start. What is in it is not trained again:
+    `ia2-sft` begins with the adapter that `ia2` left. All of it has the same examples and recipe.
     """
     for length in range(1, len(path) + 1):
         part = path[:length]
@@ -320,7 +325,7 @@ class Evaluation:
     answers: list  # to each query: a token, or what the parser finds in the text
     confidence: list  # the probability of that token; None for free text
     responses: list[list[int]]
-    activations: list[Tensor]  # (L, G, d) of each query, of free text of the first ones
+    activations: list[Tensor]  # (L, G, d) of each query; of free text, of the first ones only
     label_answers: metrics.LabelAnswers | None = None  # what the scores of a label task are made of
 
 
@@ -382,7 +387,7 @@ def next_token(reading: Reading, label_tokens: list[int]) -> NextToken:
 def evaluate_labels(model, tokenizer, test, few_shot=None, edit=None) -> Evaluation:
     """The next token after each query is the answer; its activations come from the same pass."""
     found = {}
-    size = data.BLOCK // 2 if few_shot else data.BLOCK  # similar lengths: less padding
+    size = data.BLOCK // 2 if few_shot else data.BLOCK  # halves of similar lengths
     for each in passes(model, tokenizer, test, few_shot, size):
         readings = forward(model, each.rests, None, each.prefix, edit)
         for number, reading in zip(each.numbers, readings):
@@ -466,24 +471,25 @@ def main(argv: list[str] | None = None) -> None:
     records.make_out(args.out)
     choice = models.find(args.model, args.device)
     options = data.Options.of(args, choice.entry)
-    setup = set_up(choice, [args.dataset, *(args.eval or [])], options, args.rank)
-    model, tokenizer, task = setup.model, setup.tokenizer, setup.task
+    task, tests = data.load_with_tests(args.dataset, args.eval or [], choice.tokenizer, options)
     balanced = data.balance(task, args.balanced, choice.entry.balanced)
     few_shot = data.few_shot_set(task.pool, args.n, args.set, args.seed, balanced)
-    tests = [data.draw_test(test, args.test, args.seed, args.set) for test in setup.tests]
+    tests = [data.draw_test(test, args.test, args.seed, args.set) for test in tests]
+    setup = set_up(choice, task, tests, args.rank)  # the model comes last: it may be large
+    model, tokenizer = setup.model, setup.tokenizer
 
     with lora.disable(model):
         icl = evaluate_all(model, tokenizer, tests, few_shot)
         base = evaluate_all(model, tokenizer, tests, icl=icl)
     settings = {**setup.settings, **data.training_settings(task, few_shot, balanced)}
-    results = Results(args.out, settings, cli.command_line(argv), tests, icl)
+    results = Results(args.out, settings, cli.command_line("ia2.py", argv), tests, icl)
     results.add("base", base)
     results.add("icl", icl)
 
     targets, dev = few_shot_targets(model, tokenizer, few_shot, task.max_tokens)
     recipe = Recipe(args.lr, args.epochs, keep=args.keep, seed=f"{args.seed}-{args.set}")
     lora.reset(model, seed=1000 * args.seed + args.set)
-    trained = {(): Trained(lora.state(model), [])}
+    trained = {(): Trained(lora.state(model), [])}  # IA2 stays in it, for ia2-sft to begin with
     for method, path in METHODS.items():
         if method in args.methods:
             stages = follow(model, path, targets, dev, recipe, trained)
@@ -506,18 +512,15 @@ class Setup:
     model: torch.nn.Module
     tokenizer: object
     task: data.Data
-    tests: list[data.Data]  # with all their queries
+    tests: list[data.Data]
     rank: int  # of the adapter
     settings: dict  # what every row says of the model
     unrelated: list[list[int]]  # prompts that have nothing to do with the task
     unrelated_logprobs: Tensor | None  # (Q, V), of the base model after them
 
 
-def set_up(choice, names: list[str], options: data.Options, rank: int) -> Setup:
-    """Load the tasks `names`, the first to train on and the others to test on, then the model: what
-    is wrong with the data is told before a large model is loaded.
-    """
-    task, tests = data.load_with_tests(names[0], names[1:], choice.tokenizer, options)
+def set_up(choice: models.ModelChoice, task: data.Data, tests: list, rank: int) -> Setup:
+    """Load the model, and let the base model read the texts on which forgetting is measured."""
     unrelated = data.unrelated_prompts(choice.tokenizer, leave_out=[task, *tests])
     model = models.load_model(choice)
     cpu.speed_up(model)

@@ -177,6 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--merge", metavar="OUT", help="write the merged model to the new folder OUT instead"
     )
+    parser.set_defaults(seed=None)
     args = parser.parse_args(argv)
     saved = read_saved(args.folder)
     choice = choose_model(saved, args.model, args.device)
@@ -190,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         plain=choice.entry.plain,
         data_dir=args.data_dir,
         max_tokens=args.max_tokens or saved.settings.get("max_tokens"),
-        seed=args.seed,
+        seed=saved.settings.get("seed", 0) if args.seed is None else args.seed,
     )
     names = args.eval or ([saved.settings["dataset"]] if saved.settings else [])
     tests = load_tests(names, saved, choice, options, args.test)

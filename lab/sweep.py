@@ -287,6 +287,8 @@ def describe(sweep: Sweep, workshop: Workshop, plan: Plan, stages, edit) -> ia2.
         "teacher_right": ia2.teacher_right(setup, few_shot, labelled),
         "forgets": ia2.forgetting(setup, edit),
     }
+    if "ia2+sft" in METHODS[plan.method].path:
+        left["joint_beta"] = workshop.losses["ia2+sft"].beta
     settings = sweep.settings_of(few_shot, plan)
     if not stages:
         return ia2.Training(settings, left, save=None)
@@ -422,14 +424,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     choice = models.find(args.model, args.device, args.dtype)
     options = data.Options.of(args, choice.entry)
-    setup = ia2.set_up(choice, [args.dataset, *(args.eval or [])], options, args.rank)
+    task, tests = data.load_with_tests(args.dataset, args.eval or [], choice.tokenizer, options)
     methods = [method for method in METHODS if method in args.methods]
-    variants.check_methods(methods, choices, setup.task)
+    variants.check_methods(methods, choices, task)
     foreign = None
     if args.demos == "foreign":
-        foreign = variants.foreign_task(setup.task, setup.tests, setup.tokenizer, options)
+        foreign = variants.foreign_task(task, tests, choice.tokenizer, options)
+    balanced = data.balance(task, args.balanced, choice.entry.balanced)
+    sizes = in_order(args.n)
+    for n in sizes:  # a pool that is too small is told before the model is loaded
+        data.few_shot_set(task.pool, n, args.set, args.seed, balanced)
     sweep = Sweep(
-        setup=setup,
+        setup=ia2.set_up(choice, task, tests, args.rank),
         out=args.out,
         command=cli.command_line("-m lab.sweep", argv),
         methods=methods,
@@ -437,12 +443,12 @@ def main(argv: list[str] | None = None) -> None:
         recipe=ia2.Recipe(epochs=args.epochs, keep=args.keep),
         choices=choices,
         foreign=foreign,
-        balanced=data.balance(setup.task, args.balanced, choice.entry.balanced),
+        balanced=balanced,
         test=args.test,
         seed=args.seed,
     )
     numbers = list(range(args.sets)) if args.sets else [args.set]
-    run_sets(sweep, in_order(args.n), numbers)
+    run_sets(sweep, sizes, numbers)
     print(report.tables(records.read_rows(sweep.results_file)))
 
 

@@ -97,7 +97,8 @@ METHODS = {
 }
 
 USE_GOLD = ("sft", "steered-sft", "sft-balanced", "sft-smooth", "sft-labels")  # stages
-NEED_LABELS = ("format", "sft-balanced", "sft-smooth", "sft-labels")  # stages
+NEED_LABELS = ("flipped", "format", "sft-balanced", "sft-smooth", "sft-labels")  # stages
+NEED_OTHERS = ("mean", "rotated")  # stages that are IA2 itself if there is one query
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,12 @@ class Choices:
 
 
 def check_methods(names: list[str], choices: Choices, task: data.Data) -> None:
-    """Raise UserError where a method does not fit the task or the choices."""
+    """Raise UserError where a method or the demos do not fit the task or the choices."""
+    if choices.demos == "flipped" and not task.label_tokens:
+        raise UserError(
+            f"flipped demos have wrong labels and {task.task.name} is free text; use a task with "
+            "labels, or other --demos"
+        )
     for name in names:
         method = METHODS[name]
         needs_labels = method.corrected or set(method.path) & set(NEED_LABELS)
@@ -148,6 +154,8 @@ def check_methods(names: list[str], choices: Choices, task: data.Data) -> None:
                 f"the method {name} needs a task with labels and {task.task.name} is free text; "
                 "leave it out of --methods"
             )
+        if choices.queries == 1 and set(method.path) & set(NEED_OTHERS):
+            raise UserError(f"the method {name} needs other queries; use --queries 2 or more")
         if choices.queries and name == "ia2+sft" and choices.sft_on == "gold":
             raise UserError(
                 "unlabelled queries have no true responses for ia2+sft --sft-on gold; leave out "
@@ -308,14 +316,16 @@ def flipped_loss(model, batch: list[LabTarget]) -> Tensor:
     return ia2.ia2_loss(model, [target.flipped for target in batch])
 
 
-def joint_loss(beta: float, response_loss: Callable) -> Callable:
+@dataclass(frozen=True)
+class JointLoss:
     """The loss L_IA2 + beta L_SFT, where `response_loss` is the cross-entropy of some response."""
 
-    def loss(model, batch):
-        return ia2.ia2_loss(model, batch) + beta * response_loss(model, batch)
+    beta: float
+    response_loss: Callable
+    __name__ = "ia2+sft_loss"
 
-    loss.__name__ = "ia2+sft_loss"
-    return loss
+    def __call__(self, model, batch: list[LabTarget]) -> Tensor:
+        return ia2.ia2_loss(model, batch) + self.beta * self.response_loss(model, batch)
 
 
 def equal_beta(model, response_loss: Callable, targets: list[LabTarget]) -> float:
@@ -414,15 +424,11 @@ def change_demos(few_shot, demos: str, label_texts: list[str], foreign=None):
 
 
 def flip_demos(few_shot, label_texts: list[str]):
-    """The set with demos that are wrong: each has the next label, or the next demo's response."""
-    train = few_shot.train
+    """The set with demos that are wrong: each has the next label."""
     demos = []
-    for example, following in zip(train, train[1:] + train[:1]):
-        if label_texts:
-            label = (example.label + 1) % len(label_texts)
-            demos.append(replace(example, response=label_texts[label], label=label))
-        else:
-            demos.append(replace(example, response=following.response))
+    for example in few_shot.train:
+        label = (example.label + 1) % len(label_texts)
+        demos.append(replace(example, response=label_texts[label], label=label))
     return replace(few_shot, demos=demos)
 
 
@@ -596,7 +602,7 @@ def make_losses(
     if "ia2+sft" in stages:
         response_loss = ia2.sft_loss if choices.sft_on == "gold" else sft_icl_loss
         beta = choices.beta or equal_beta(model, response_loss, examples.queries)
-        losses["ia2+sft"] = joint_loss(beta, response_loss)
+        losses["ia2+sft"] = JointLoss(beta, response_loss)
     return losses
 
 

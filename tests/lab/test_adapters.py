@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+import transformers
 from conftest import randomise, tiny
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ia2
 import lora
@@ -51,8 +52,12 @@ def test_options_of_training_are_not_taken_where_nothing_is_trained(option, test
     assert result.code == 2 and "unrecognized arguments" in result.err and option in result.err
 
 
-def test_a_saved_adapter_is_tested_with_the_settings_of_its_training(call, test_saved, tmp_path):
-    options = ("--labels", "words", "--set", 1, "--eval", "sst2", "poems")
+@pytest.mark.parametrize("wording", ["--labels words", "--labels remap --seed 3"])
+def test_a_saved_adapter_is_tested_with_the_settings_of_its_training(
+    wording, call, test_saved, tmp_path
+):
+    """The seed draws the words of remapped labels, too."""
+    options = (*wording.split(), "--set", 1, "--eval", "sst2", "poems")
     rows = call(*options, main=ia2.main).rows
     [trained] = [
         row for row in rows if row["method"] == "ia2-sft" and row["eval_dataset"] == "poems"
@@ -122,14 +127,17 @@ def test_a_damaged_record_of_the_training_counts_as_none(content, test_saved, tm
     assert result.code == 2 and "cannot be read" in result.err
 
 
-def test_a_model_without_self_attn_is_one_sentence(test_saved, tmp_path, tokenizer):
-    """GPT-2 calls it attn. An adapter of its head alone would load."""
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=len(tokenizer)))
-    model.save_pretrained(tmp_path / "gpt2")
-    tokenizer.save_pretrained(tmp_path / "gpt2")
+@pytest.mark.parametrize("family", ["GPTBigCode", "GPTNeoX", "Bloom"])
+def test_a_model_without_self_attn_is_one_sentence(family, test_saved, tmp_path, tokenizer):
+    """They call it attn, attention and self_attention. An adapter of the head alone would load."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **sizes)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
     save_adapter(tmp_path / "theirs", tiny(vocabulary=len(tokenizer)))
     for options in (("--eval", "sst2"), ("--merge", tmp_path / "merged")):
-        result = test_saved(tmp_path / "theirs", "--model", tmp_path / "gpt2", *options)
+        result = test_saved(tmp_path / "theirs", "--model", tmp_path / "model", *options)
         errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
         assert result.code == 2 and len(errors) == 1 and "has no self_attn" in errors[0]
     assert not (tmp_path / "merged").exists()
