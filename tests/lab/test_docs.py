@@ -14,7 +14,7 @@ import pytest
 import data
 import ia2
 import lora
-from lab import adapters, bench, report, reproduce, sweep
+from lab import adapters, anatomy, bench, report, reproduce, sweep
 from lab.rows import independent_set
 from sources import tasks
 from support import cli, records
@@ -29,6 +29,7 @@ RESULTS = DOCS["results.md"]
 MAINS = {
     "ia2.py": ia2.main,
     "lab.sweep": sweep.main,
+    "lab.anatomy": anatomy.main,
     "lab.report": report.main,
     "lab.adapters": adapters.main,
     "lab.bench": bench.main,
@@ -71,8 +72,9 @@ def made_small(command, place, runs):
         return words or None  # a mention of the command
     adapter = next(runs.glob("*/ia2-sft"), None)
     words = [str(adapter) if "<run>" in word else word for word in words]
-    words += ["--data-dir", str(place / "bench"), "--test", "2", "--model", str(place / "tiny")]
-    if script != "lab.adapters":
+    words += ["--data-dir", str(place / "bench"), "--model", str(place / "tiny")]
+    words += ["--test", "4" if script == "lab.anatomy" else "2"]
+    if script in ("ia2.py", "lab.sweep"):
         words += ["--epochs", "2"]
     if "--sets" in words:
         words[words.index("--sets") + 1] = "1"
@@ -91,7 +93,19 @@ def test_the_commands_run_in_the_order_of_the_pages(place, tmp_path, monkeypatch
         code = cli.run_main(MAINS[script], lora.LoRAError)
         printed = capsys.readouterr()
         assert code == 0, command + printed.err
-        assert "| base " in printed.out or "--merge" in command, command
+        assert re.search(r"\bbase\b", printed.out) or "--merge" in command, command
+
+
+PARSERS = {"lab.sweep": sweep.sweep_parser, "lab.anatomy": anatomy.anatomy_parser}
+PLANNED = re.findall(r"^    python -m (lab\.\w+) (.*)$", DOCS["plan.md"], re.MULTILINE)
+
+
+@pytest.mark.parametrize("script, words", PLANNED)
+def test_a_planned_command_is_understood_and_names_its_dtype(script, words):
+    """A run that the plan speaks of keeps to its recipe: no option of a method is changed."""
+    args = PARSERS[script]().parse_args(shlex.split(words))
+    assert args.dtype == ("bfloat16" if "1.5b" in args.model else "float32")
+    assert args.seed == 0 and args.out.startswith("results/")
 
 
 def options_of(parser):
