@@ -67,7 +67,7 @@ def add(model, rank=8, alpha=8, projections=PROJECTIONS, seed=0) -> None:
     for layer in getattr(model.get_decoder(), "layers", [None]):
         attention = getattr(layer, "self_attn", None)
         wanted += [getattr(attention, projection, None) for projection in projections]
-    if not all(isinstance(module, nn.Linear) for module in wanted):
+    if not wanted or not all(isinstance(module, nn.Linear) for module in wanted):
         raise LoRAError(
             f"{name} has no {', '.join(projections)} of its own in every layer; "
             "use a Llama, Qwen or Gemma model"
@@ -117,7 +117,8 @@ def load_state(model: nn.Module, saved: dict[str, Tensor]) -> None:
 def merge(model: nn.Module) -> nn.Module:
     """Fold the adapter in, W + (alpha / r) B A, summed in float32, and take the wrappers off.
 
-    Raises LoRAError, and changes nothing, if a sum is not finite or W is also the embeddings.
+    Raises LoRAError, and changes nothing, if a sum is not finite in W's dtype or W is also the
+    embeddings.
     """
     merged = {}
     for name, layer in layers(model).items():
@@ -125,7 +126,8 @@ def merge(model: nn.Module) -> nn.Module:
             raise LoRAError(
                 f"{name} is tied to the input embeddings, which would change; untie them first"
             )
-        merged[name] = layer.linear.weight + layer.scale * (layer.B @ layer.A)
+        total = layer.linear.weight + layer.scale * (layer.B @ layer.A)  # float32, as A and B are
+        merged[name] = total.to(layer.linear.weight.dtype)
         if not merged[name].isfinite().all():
             raise LoRAError(
                 f"the merged weight of {name} is not finite: it has diverged; train it again"

@@ -228,8 +228,8 @@ def mean_by_query(values: Tensor, sizes: list[int]) -> Tensor:
 def subspace_overlap(B1: Tensor, B2: Tensor) -> float:
     """||U1^T U2||_F^2 / r, U the left singular vectors of B (d_out, r): what two updates share.
 
-    1 where one contains the other, r / d_out by chance (paper, figure 4). A B of zeros shares
-    nothing: 0.
+    1 where both span the same space, r / d_out by chance (paper, figure 4). Of two ranks r is the
+    larger one. A B of zeros shares nothing: 0.
     """
     U1 = column_space(B1)
     U2 = column_space(B2)

@@ -250,6 +250,19 @@ def test_merging_what_has_diverged_is_refused_and_changes_nothing(value, tiny_mo
     assert torch.equal(logits(tiny_model), before)
 
 
+def test_a_merge_that_overflows_in_the_weights_dtype_is_refused():
+    model = tiny("Llama", torch.float16)
+    lora.add(model)
+    last_layer(model).B.data.fill_(1e7)  # finite in float32
+    with pytest.raises(lora.LoRAError, match="is not finite"):
+        lora.merge(model)
+
+
+def test_a_model_without_layers_has_no_place_for_an_adapter():
+    with pytest.raises(lora.LoRAError, match="of its own in every layer"):
+        lora.add(tiny("Llama", num_hidden_layers=0))
+
+
 @pytest.mark.parametrize("family, tied", [("Llama", True), ("Qwen3", False), ("Gemma2", True)])
 def test_merging_on_a_head_that_is_tied_to_the_embeddings_is_refused(family, tied):
     model = tiny(family, tie_word_embeddings=tied)
