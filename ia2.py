@@ -434,14 +434,16 @@ def evaluate_texts(model, tokenizer, test, few_shot=None, icl=None, edit=None) -
 
 def compare(evaluation: Evaluation, icl: Evaluation) -> dict:
     """Its scores, and how near it is to ICL: inside (`asim`, also with each side's mean over the
-    queries taken off), and in its answers (`agreement`).
+    queries taken off), and in its answers (`agreement`; two texts without an answer do not agree).
     """
     by_query = []
     for A, A_icl in zip(evaluation.activations, icl.activations):
         by_query.append(metrics.asim(A, A_icl).mean(dim=1))  # (L)
     layers = torch.stack(by_query).mean(dim=0).tolist()
     centred = metrics.asim_centred(evaluation.activations, icl.activations)  # (L)
-    same = [answer == other for answer, other in zip(evaluation.answers, icl.answers)]
+    same = []
+    for answer, other in zip(evaluation.answers, icl.answers):
+        same.append(answer is not None and answer == other)
     return {
         **evaluation.scores,
         "asim": sum(layers) / len(layers),

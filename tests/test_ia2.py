@@ -206,9 +206,10 @@ def test_free_text_targets_equal_one_full_pass_a_token(plain_bundled, tokenizer)
     assert target.gold == gold[:10]
 
 
-@pytest.mark.parametrize("max_tokens, cut", [(4, 3), (40, 0)])
+@pytest.mark.parametrize("max_tokens, cut", [(4, 3), (7, 1), (40, 0)])
 def test_responses_that_do_not_fit_are_counted(max_tokens, cut, tokenizer, capsys):
-    texts = [data.Example(f"Question:{k}?\nAnswer:", f" It is {k} and more.") for k in range(3)]
+    responses = (" It is so.", " It is 1.", " It is 2 and more, and more.")
+    texts = [data.Example("Question:?\nAnswer:", response) for response in responses]
     few_shot = data.FewShotSet(texts[:2], texts[2:], texts[:2], 0, 0)
     model = tiny(vocabulary=49152)
     ia2.few_shot_targets(model, tokenizer, few_shot, max_tokens)
@@ -496,6 +497,13 @@ def test_outcomes_hold_what_the_scores_are_made_of(plain_bundled, tokenizer, mov
         nll -= math.log(max(shares[label], 1e-9))
     assert scores["accuracy"] == top1 / 12 and scores["accuracy_among_labels"] == among / 12
     assert scores["nll"] == pytest.approx(nll / 12, abs=0.01)
+
+
+def test_two_texts_without_an_answer_do_not_agree():
+    A = [torch.ones(2, 1, 4)] * 4
+    ours = ia2.Evaluation({}, [None, "5", "5", None], [None] * 4, [[]] * 4, A)
+    icl = ia2.Evaluation({}, [None, "5", "6", "7"], [None] * 4, [[]] * 4, A)
+    assert ia2.compare(ours, icl)["agreement"] == 1 / 4
 
 
 def test_centred_similarity_ignores_what_all_queries_share():
