@@ -1,21 +1,26 @@
 """Fresh processes for tests, without the seconds that imports take.
 
 The libraries read HF_HOME, HF_ENDPOINT and the like when they are imported, so each place that is
-tested needs processes of its own. A `Machine` is one that has imported all that a command needs and
-has done nothing else. It forks for every command, so that none sees what others left in memory.
+tested needs processes of its own. A `Trunk` is one that has imported what reads none of these. A
+`Machine` branches off: it gets its settings, imports all else that a command needs, and has done
+nothing more. It forks for every command, so that none sees what others left in memory.
 
-    machine = Machine(folder, HF_ENDPOINT=url, ...)
-    machine.run("--model", "someone/tiny")   `python ia2.py --model someone/tiny`
-    machine.call("calls.double", 4)          what a function of a module of the tests returns
+    with Trunk() as trunk, Machine(trunk, folder, HF_ENDPOINT=url) as machine:
+        machine.run("--model", "someone/tiny")   `python ia2.py --model someone/tiny`
+        machine.call("calls.double", 4)          what a function of a module of the tests returns
+        machine.call("calls.fetch", **HASTE)     the same, with short pauses between attempts
 """
 
 import contextlib
+import gc
 import importlib
 import io
 import json
 import os
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,8 +32,25 @@ ROOT = Path(__file__).parent.parent
 LIMIT = 300  # seconds of a command at most
 SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "IA2_PLAIN", "XDG_CACHE", "PYTEST")
 # Slow to import, and the same wherever the hub is.
-SLOW = ("pandas", "pyarrow.dataset", "pyarrow.parquet", "fsspec", "dill")
+COMMON = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "scipy.io",
+    "scipy.stats",
+    "pandas",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "PIL.ImageOps",
+    "fsspec",
+    "dill",
+)
+READ_SETTINGS = ("datasets", "huggingface_hub", "tokenizers", "transformers")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+# A setting: what sleeps, as libraries do before they try again, sleeps a twentieth as long.
+HASTE = {"HASTE": "1"}
 
 
 @dataclass(frozen=True)
@@ -43,30 +65,52 @@ class Ran:
     value: object = None  # what a function returned
 
 
-class Machine:
-    """A process that forks for every command, and the folder that its commands run in."""
+class Trunk:
+    """The process from which machines branch off. It imports while others go on."""
 
-    def __init__(self, folder: Path, **settings: str):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+    def __init__(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.address = str(Path(self.folder.name, "trunk"))
         environment = {}
         for key, value in os.environ.items():
             if not key.startswith(SETTINGS) and not key.lower().endswith("_proxy"):
                 environment[key] = value
-        environment.update(settings, PYTHONPATH=str(ROOT), TOKENIZERS_PARALLELISM="false")
-        self.process = subprocess.Popen(
-            [sys.executable, __file__],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        environment.update(PYTHONPATH=str(ROOT), TOKENIZERS_PARALLELISM="false")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self.address)
+            listener.listen()
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, str(listener.fileno())],
+                env=environment,
+                stdin=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+            )
 
-    def stop(self) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
         self.process.stdin.close()
         self.process.wait()
-        self.process.stdout.close()
+        self.folder.cleanup()
+
+
+class Machine:
+    """A process that forks for every command, and the folder that its commands run in."""
+
+    def __init__(self, trunk: Trunk, folder: Path, **settings: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(trunk.address)
+            self.pipe = connection.makefile("rw")
+        self.write({"folder": str(folder), "settings": settings})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.pipe.close()
 
     def run(self, *words, **settings: str) -> Ran:
         """`python ia2.py` with these words; `settings` are added to the environment."""
@@ -77,53 +121,90 @@ class Machine:
         return self.send({"call": function, "arguments": arguments}, settings)
 
     def send(self, job: dict, settings: dict[str, str]) -> Ran:
-        self.process.stdin.write(json.dumps({**job, "settings": settings}) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        self.write({**job, "settings": settings})
+        answer = self.pipe.readline()
         if not answer:
             raise RuntimeError("the machine ended; its error is on stderr")
         return Ran(**json.loads(answer))
 
+    def write(self, value: dict) -> None:
+        self.pipe.write(json.dumps(value) + "\n")
+        self.pipe.flush()
 
-# ---- in the process of the machine ---------------------------------------------------------------
+
+# ---- in the processes ----------------------------------------------------------------------------
 
 
-def serve() -> None:
-    """Import all that commands need, and fork for each line of the standard input."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is not an answer
-    for name in SLOW:
+def branch(listener: socket.socket) -> None:
+    """The trunk: import what machines have in common, and fork for each that connects, until the
+    standard input ends.
+    """
+    os.dup2(2, 1)  # what libraries print is for nobody
+    gc.disable()  # for imports it finds nothing, and in forks it would touch each page
+    for name in COMMON:
         importlib.import_module(name)
-    importlib.import_module("ia2")
+    assert not set(READ_SETTINGS) & set(sys.modules)
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            serve(connection.makefile("rw"))
+            os._exit(0)  # nothing to clear up
+        connection.close()
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    os._exit(0)
+
+
+def serve(pipe) -> None:
+    """A machine: import all that commands need, and fork for each job that comes."""
+    start = json.loads(pipe.readline())
+    os.environ.update(start["settings"])
+    os.chdir(start["folder"])
+    for name in ("ia2", "datasets"):
+        importlib.import_module(name)
     for family in FAMILIES:
         importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    for line in sys.stdin:
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            child = os.fork()
-            if child == 0:
-                work(json.loads(line), Path(folder))
-            _, status = os.waitpid(child, 0)
-            answer = {
-                "code": os.waitstatus_to_exitcode(status),
-                "seconds": time.perf_counter() - start,
-                "out": Path(folder, "out").read_text(),
-                "err": Path(folder, "err").read_text(),
-            }
-            left = Path(folder, "left")
-            answer.update(json.loads(left.read_text()) if left.exists() else {"addresses": []})
-        print(json.dumps(answer), file=answers, flush=True)
-    os._exit(0)  # nothing to clear up
+    # What transformers builds before it loads a first model: a thousand patterns, always the same.
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
+    gc.freeze()
+    for line in pipe:
+        pipe.write(json.dumps(run_job(json.loads(line))) + "\n")
+        pipe.flush()
+
+
+def run_job(job: dict) -> dict:
+    """What a job leaves that runs in a forked process: the fields of a `Ran`."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        child = os.fork()
+        if child == 0:
+            work(job, Path(folder))
+        _, status = os.waitpid(child, 0)
+        answer = {
+            "code": os.waitstatus_to_exitcode(status),
+            "seconds": time.perf_counter() - start,
+            "out": Path(folder, "out").read_text(),
+            "err": Path(folder, "err").read_text(),
+        }
+        left = Path(folder, "left")
+        answer.update(json.loads(left.read_text()) if left.exists() else {"addresses": []})
+    return answer
 
 
 def work(job: dict, folder: Path) -> None:
     """Run one job in the forked process, and end it with the job's exit code."""
     signal.alarm(LIMIT)
+    gc.enable()
     for file, name in ((sys.stdout, "out"), (sys.stderr, "err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), file.fileno())
     sys.stdin = io.StringIO()
     addresses = record_addresses()
     os.environ.update(job["settings"])
+    if HASTE.items() <= job["settings"].items():
+        sleep = time.sleep
+        time.sleep = lambda seconds: sleep(seconds / 20)
     left = {"addresses": addresses}
     code = 1
     try:
@@ -161,4 +242,4 @@ def record_addresses() -> list[str]:
 
 
 if __name__ == "__main__":
-    serve()
+    branch(socket.socket(fileno=int(sys.argv[1])))

@@ -118,6 +118,10 @@ class Fault:
     seconds: float = 0  # of waiting before it
     cut: int | None = None  # bytes of the body, then the connection ends
     reset: bool = False  # it ends with an error (RST) instead of an end (FIN)
+    drip: float | None = None  # seconds between one byte of the body and the next
+
+
+NO_FAULT = Fault(re.compile(""), 0)
 
 
 @dataclass(frozen=True)
@@ -270,22 +274,19 @@ class Handler(BaseHTTPRequestHandler):
         size = int(headers["Content-Length"] or 0)
         self.form = parse_qs(self.rfile.read(size).decode())
         self.query = parse_qs(urlsplit(self.path).query)
-        fault = hub.next_fault(f"{self.command} {path}")
-        if fault is None:
-            self.send(self.answer(path))
-            return
+        fault = hub.next_fault(f"{self.command} {path}") or NO_FAULT
         if hub.closing.wait(fault.seconds):
             self.close_connection = True
         elif fault.status is not None:
-            self.send(error(fault.status, None, "something is wrong", **fault.headers))
+            self.send(error(fault.status, None, "something is wrong", **fault.headers), NO_FAULT)
         else:
-            self.send(self.answer(path), fault.cut, fault.reset)
+            self.send(self.answer(path), fault)
 
     def answer(self, path: str) -> Answer:
         raise NotImplementedError
 
-    def send(self, answer: Answer, cut: int | None = None, reset: bool = False) -> None:
-        """Write an answer; with `cut` only so many bytes of its body, though it promises all."""
+    def send(self, answer: Answer, fault: Fault) -> None:
+        """Write an answer; of a cut body only a part, though its length is told."""
         self.narrow(answer)
         self.send_response(answer.status)
         for key, value in answer.headers.items():
@@ -294,13 +295,19 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        self.wfile.write(answer.body[:cut])
-        if cut is not None:
+        if fault.drip is not None:
+            for i in range(len(answer.body)):
+                if self.server.hub.closing.wait(fault.drip):
+                    break
+                self.wfile.write(answer.body[i : i + 1])
+            return
+        self.wfile.write(answer.body[: fault.cut])
+        if fault.cut is not None:
             self.close_connection = True
-            if reset:
-                linger = struct.pack("ii", 1, 0)  # unsent data is dropped and an error is sent
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                self.connection.close()
+        if fault.reset:
+            linger = struct.pack("ii", 1, 0)  # unsent data is dropped and an error is sent
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()
 
     def narrow(self, answer: Answer) -> None:
         """Leave the part of the body that a Range header asks for."""

@@ -1,6 +1,7 @@
 """What tests of the hub let a `fresh.Machine` do: functions of JSON to JSON, in a new process."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -73,6 +74,14 @@ def read_or_stand_in(names: list[str]) -> dict:
         except UserError as error:
             result[name] = str(error)
     return result
+
+
+def find_model_and_rows(model: str, task: str) -> list:
+    """Both at once, for a hub that lets each wait."""
+    with ThreadPoolExecutor() as threads:
+        found = threads.submit(find_models, [model])
+        read = threads.submit(read_or_stand_in, [task])
+        return [found.result()[model], read.result()[task]]
 
 
 def fetch_bundle(repository: str, file: str, sha256: str, folder: str) -> dict:
