@@ -221,16 +221,22 @@ def tests(rows: list[dict]) -> list[str]:
     return [title, *former_note(rows), *differences.all_tests(rows)]
 
 
+def read_all(files: list[str]) -> list[dict]:
+    """The rows of several files. Raises UserError for one that is not there."""
+    rows = []
+    for file in files:
+        if not Path(file).exists():
+            raise UserError(f"there is no results file {file}; give the path of a results.jsonl")
+        rows += records.read_rows(file)
+    return rows
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("files", nargs="+", metavar="FILE", help="a results.jsonl")
     parser.add_argument("--plots", metavar="DIR", help="save the pictures as PNG there")
     args = parser.parse_args(argv)
-    rows = []
-    for file in args.files:
-        if not Path(file).exists():
-            raise UserError(f"there is no results file {file}; give the path of a results.jsonl")
-        rows += records.read_rows(file)
+    rows = read_all(args.files)
     if not rows:
         print("There are no results yet.")
         return

@@ -14,7 +14,7 @@ import pytest
 import data
 import ia2
 import lora
-from lab import adapters, anatomy, bench, report, reproduce, sweep
+from lab import adapters, anatomy, bench, hypotheses, report, reproduce, sweep
 from lab.rows import independent_set
 from sources import tasks
 from support import cli, records
@@ -30,6 +30,7 @@ MAINS = {
     "ia2.py": ia2.main,
     "lab.sweep": sweep.main,
     "lab.anatomy": anatomy.main,
+    "lab.hypotheses": hypotheses.main,
     "lab.report": report.main,
     "lab.adapters": adapters.main,
     "lab.bench": bench.main,
@@ -68,7 +69,7 @@ def made_small(command, place, runs):
     script, *words = shlex.split(command)
     if "--help" in words or script in ("lab.bench", "lab.reproduce"):  # they have their own tests
         return None
-    if script == "lab.report":
+    if script in ("lab.report", "lab.hypotheses"):
         return words or None  # a mention of the command
     adapter = next(runs.glob("*/ia2-sft"), None)
     words = [str(adapter) if "<run>" in word else word for word in words]

@@ -1,0 +1,192 @@
+"""The hypotheses of docs/plan.md, asked of the rows of its runs.
+
+    python -m lab.hypotheses results/*/results.jsonl --anatomy results/anatomy/anatomy.jsonl
+
+H1 is the primary test. H2 to H5 are secondary: their p values are adjusted together by Holm's
+method. Each has rows of its own; rows of other models, tasks or recipes are not looked at. A
+few-shot set is one value, the mean over its tests.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+
+from scipy import stats
+
+import metrics
+from lab import comparisons
+from lab.anatomy_report import read_files
+from lab.cells import interval, p_text
+from lab.comparisons import LEVEL, PLAN_RATE, paired, planned
+from lab.report import read_all
+from lab.rows import at_rate
+from support import cli
+from support.records import grid
+
+MARGIN = 0.05  # of accuracy, in which two methods count as equivalent
+ASIM_MARGIN = 0.05  # how much less `asim` counts as no less
+HALF = 0.5  # of the squared shift
+POWER = 0.8  # of the smallest difference that a test is likely to see
+
+MIDDLE = {"model": "qwen2.5-coder-0.5b", "dataset": "movies"}
+LARGE = {"model": "qwen2.5-coder-1.5b", "dataset": "sst2"}
+
+
+# ---- statistics ----------------------------------------------------------------------------------
+
+
+def one_sided(values: list[float], bound: float, alternative: str) -> float:
+    """p of a t test that the mean is `greater` or `less` than a bound; nan for fewer than two."""
+    if len(values) < 2:
+        return math.nan
+    return float(stats.ttest_1samp(values, bound, alternative=alternative).pvalue)
+
+
+def equivalence(values: list[float], margin: float) -> float:
+    """p of two one-sided tests that the mean lies within -margin to +margin (Schuirmann, 1987)."""
+    below = one_sided(values, -margin, "greater")
+    above = one_sided(values, margin, "less")
+    return max(below, above)
+
+
+def smallest_difference(values: list[float]) -> float:
+    """(t(.975) + t(.80)) s / sqrt(sets): what a two-sided test would see with power .80."""
+    if len(values) < 2:
+        return math.nan
+    freedom = len(values) - 1
+    half = (metrics.t_interval(values).high - fmean(values)) / stats.t.ppf(1 - LEVEL / 2, freedom)
+    return float((stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)) * half)
+
+
+# ---- the hypotheses ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the rows say to a hypothesis, each list with a value for each few-shot set."""
+
+    name: str
+    text: str
+    values: list[float]  # what is tested
+    also: list[float]  # a second condition, where there is one
+    p: float
+    refuted: bool  # by the plan's own words
+
+
+def differences(rows: list[dict], where: dict, field: str, first: str, second: str) -> list[float]:
+    """first - second of a field at the planned rate, for each few-shot set, n = 4."""
+    wanted = {**where, "n": 4}
+    kept = [row for row in planned(rows) if wanted.items() <= row.items()]
+    return list(paired(at_rate(kept, PLAN_RATE), field, first, second).values())
+
+
+def low(values: list[float], level: float = 1 - LEVEL) -> float:
+    return metrics.t_interval(values, level).low
+
+
+def high(values: list[float], level: float = 1 - LEVEL) -> float:
+    return metrics.t_interval(values, level).high
+
+
+def headline(rows: list[dict], _) -> Answer:
+    """H1: IA2 then SFT is more accurate than SFT."""
+    values = differences(rows, LARGE, "accuracy", "ia2-sft", "sft")
+    p = comparisons.p_value(values)
+    return Answer("H1", "IA2 then SFT minus SFT, accuracy", values, [], p, high(values) < 0)
+
+
+def constant(_, anatomy: list[dict]) -> Answer:
+    """H2: at least half of the squared shift is one vector a layer. A set's models are averaged."""
+    by_set = {}
+    for record in anatomy:
+        if record["n"] == 4:
+            key = (record["dataset"], record["set"])
+            by_set.setdefault(key, []).append(record["share"] - HALF)
+    values = [fmean(shares) for shares in by_set.values()]
+    p = comparisons.p_value(values)
+    return Answer("H2", "the constant's share minus .50", values, [], p, high(values) < 0)
+
+
+def near_and_wrong(rows: list[dict], _) -> Answer:
+    """H3: steer is as near to ICL inside as IA2, and less accurate. Both conditions must hold."""
+    accuracy = differences(rows, LARGE, "accuracy", "steer", "ia2")
+    asim = differences(rows, LARGE, "asim", "steer", "ia2")
+    p = max(one_sided(accuracy, 0, "less"), one_sided(asim, -ASIM_MARGIN, "greater"))
+    refuted = low(accuracy) > 0 or high(asim) < -ASIM_MARGIN
+    return Answer("H3", "steer minus IA2, accuracy (and asim)", accuracy, asim, p, refuted)
+
+
+def mean_target(rows: list[dict], _) -> Answer:
+    """H4: one mean target for all queries primes as well as the query's own."""
+    values = differences(rows, MIDDLE, "accuracy", "mean-sft", "ia2-sft")
+    p = equivalence(values, MARGIN)
+    one_side = low(values) > 0 or high(values) < 0
+    text = "mean-sft minus ia2-sft, accuracy: within 5 points"
+    return Answer("H4", text, values, [], p, one_side and not p < LEVEL)
+
+
+def beyond_format(rows: list[dict], _) -> Answer:
+    """H5: priming is more than the answer's form."""
+    values = differences(rows, MIDDLE, "accuracy", "ia2-sft", "format-sft")
+    p = comparisons.p_value(values)
+    refuted = high(values) < 0 or equivalence(values, MARGIN) < LEVEL
+    return Answer("H5", "ia2-sft minus format-sft, accuracy", values, [], p, refuted)
+
+
+SECONDARY: tuple[Callable, ...] = (constant, near_and_wrong, mean_target, beyond_format)
+
+
+def word(answer: Answer, p: float) -> str:
+    """The verdict by the plan's rules."""
+    if math.isnan(p):
+        return "not run"
+    if answer.refuted:
+        return "refuted"
+    return "holds" if p < LEVEL else "undecided"
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+
+def line(answer: Answer, adjusted: float) -> list[str]:
+    factor, digits = (1, 3) if answer.name == "H2" else (100, 1)
+    text = interval(answer.values, factor, digits, "+")
+    if answer.also:
+        text += f" (asim {interval(answer.also, 1, 3, '+')})"
+    smallest = factor * smallest_difference(answer.values)
+    return [
+        answer.name,
+        answer.text,
+        text,
+        str(len(answer.values)),
+        "-" if math.isnan(smallest) else f"{smallest:.{digits}f}",
+        p_text(answer.p),
+        p_text(adjusted),
+        word(answer, adjusted),
+    ]
+
+
+def table(rows: list[dict], anatomy: list[dict]) -> str:
+    """H1 to H5 with intervals, p values and verdicts."""
+    rows = [row for row in rows if not comparisons.is_former(row)]
+    primary = headline(rows, anatomy)
+    answers = [hypothesis(rows, anatomy) for hypothesis in SECONDARY]
+    adjusted = comparisons.holm([answer.p for answer in answers])
+    lines = [line(primary, primary.p)]
+    lines += [line(answer, p) for answer, p in zip(answers, adjusted)]
+    head = ["", "measured", "mean [95%]", "sets", "smallest seen", "p", "p by Holm", "verdict"]
+    return grid([head, *lines])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("files", nargs="*", metavar="FILE", help="results.jsonl of the plan's runs")
+    parser.add_argument("--anatomy", nargs="*", default=[], metavar="FILE", help="anatomy.jsonl")
+    args = parser.parse_args(argv)
+    print(table(read_all(args.files), read_files(args.anatomy)))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_main(main))
