@@ -1,0 +1,589 @@
+"""docs/ia2.html, the page to play with, written from committed records; nothing is run.
+
+    python -m lab.page             writes the page from results/page.json and rows in results/
+    python -m lab.page --record    trains once on the bundled model, for a new results/page.json
+
+Shapes: Q queries, C labels, L layers, d hidden size.
+"""
+
+import functools
+import html
+import itertools
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+import data
+import ia2
+import lora
+import metrics
+from engine import models
+from lab import cells, comparisons, diagnostics, variants
+from lab import rows as result_rows
+from support import cli, records
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "results" / "page.json"
+TEMPLATE = ROOT / "lab" / "page.html"
+PAGE = ROOT / "docs" / "ia2.html"
+NEWEST = ("headline-1.5b",)  # rows of the few-shot sets, in folders of results/
+FORMER = ("qwen2.5-coder-1.5b-sst2", "qwen2.5-coder-1.5b-movies")  # where the newest are not there
+QUERIES = 40
+STATES = 20  # of each training at most
+LETTERS = 120  # of a query's text at most
+NAMES = {  # in the order of the table
+    "base": "base",
+    "sft": "SFT",
+    "ia2": "IA2",
+    "ia2-sft": "IA2 then SFT",
+    "steer": "steer",
+    "icl": "ICL",
+}
+MODEL_NAMES = {
+    "smollm2-135m": "SmolLM2-135M-Instruct (4-bit weights read back into float32)",
+    "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B-Instruct (4-bit weights read back into bfloat16)",
+}
+IN_PAGE = ("layers", "variance", "unit", "answers", "queries", "methods")  # of the record
+
+# ---- 1. One state of the model -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The two directions in which base's and ICL's activations of one layer differ most (PCA)."""
+
+    layer: int
+    centre: Tensor  # (d)
+    axes: Tensor  # (2, d), orthonormal
+    variance: list[float]  # the share of each axis
+
+    def places(self, activations: list[Tensor]) -> Tensor:
+        """Where the activations (L, 1, d) of each query fall: (Q, 2)."""
+        return (at_layer(activations, self.layer) - self.centre) @ self.axes.T
+
+
+def at_layer(activations: list[Tensor], layer: int) -> Tensor:
+    """One layer of the activations (L, 1, d) of each query: (Q, d), in float64."""
+    return torch.stack([A[layer, 0].double() for A in activations])
+
+
+def fit_plane(base: list[Tensor], icl: list[Tensor], layer: int) -> Plane:
+    """PCA of base's and ICL's activations of the same queries, together, in one layer.
+
+    A principal axis has no sign of its own: here ICL lies to the right of base, and base's first
+    query in the upper half.
+    """
+    base_points = at_layer(base, layer)
+    points = torch.cat([base_points, at_layer(icl, layer)])  # (2 Q, d)
+    centre = points.mean(dim=0)
+    _, scale, axes = torch.linalg.svd(points - centre, full_matrices=False)
+    signs = (base_points - centre) @ axes[:2].T  # (Q, 2)
+    flip = torch.stack([-signs[:, 0].mean().sign(), signs[0, 1].sign()])
+    share = scale.square() / scale.square().sum()
+    return Plane(layer, centre, axes[:2] * flip[:, None], share[:2].tolist())
+
+
+def loss_by_layer(activations: list[Tensor], icl: list[Tensor]) -> Tensor:
+    """Each layer's part of L_IA2, averaged over the queries: (L)."""
+    parts = []
+    for A, A_icl in zip(activations, icl):
+        parts.append((A.float() - A_icl.float()).square().mean(dim=(1, 2)))
+    return torch.stack(parts).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class State:
+    """What the page shows of the model at one moment."""
+
+    step: int
+    places: Tensor  # (Q, 2)
+    tokens: list[int]  # the answer to each query: the likeliest next token
+    probabilities: Tensor  # (Q, C), of the labels, over the whole vocabulary
+    asim: Tensor  # (L), mean over the queries
+    centred: Tensor  # (L)
+
+
+def state_of(evaluation: ia2.Evaluation, icl: ia2.Evaluation, plane: Plane, step=0) -> State:
+    pairs = zip(evaluation.activations, icl.activations)
+    by_query = [metrics.asim(A, A_icl)[:, 0] for A, A_icl in pairs]
+    return State(
+        step=step,
+        places=plane.places(evaluation.activations),
+        tokens=evaluation.answers,
+        probabilities=evaluation.label_answers.label_logprobs.exp(),
+        asim=torch.stack(by_query).mean(dim=0),
+        centred=metrics.asim_centred(evaluation.activations, icl.activations),
+    )
+
+
+# ---- 2. Recording a training ---------------------------------------------------------------------
+
+
+def watched(loss_fn: Callable, look: Callable[[], None]) -> Callable:
+    """The loss, with a look at the model before each training step.
+
+    `ia2.train` asks for the loss with gradients once a step, and without them for the dev loss.
+    """
+
+    @functools.wraps(loss_fn)
+    def loss(model, batch):
+        if torch.is_grad_enabled():
+            look()
+        return loss_fn(model, batch)
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The states of one method: from the start of its last stage to the adapter that is kept."""
+
+    states: list[State]
+    stage: ia2.Stage | None = None  # None where nothing is trained
+    path: tuple = ()  # the losses as they were watched
+
+
+def chosen_steps(last: int, count: int = STATES) -> list[int]:
+    """At most `count` of the steps 0 to `last`, both among them, denser at the start."""
+    if last < count:
+        return list(range(last + 1))
+    return sorted({round(last * (i / (count - 1)) ** 1.5) for i in range(count)})
+
+
+def record_method(
+    loss_fn, before: tuple, follow: Callable, evaluate: Callable, last: int
+) -> Recorded:
+    """Train one more stage after the stages `before`, with a look at some of its steps.
+
+    `follow(path)` trains a path of losses, `evaluate(step)` gives the model's State, `last` is the
+    number of steps at most. What is trained after the step that is kept is not shown.
+    """
+    steps = itertools.count()
+    chosen = chosen_steps(last)
+    states = []
+
+    def look():
+        step = next(steps)
+        if step in chosen:
+            states.append(evaluate(step))
+
+    path = (*before, watched(loss_fn, look))
+    stage = follow(path)[-1]
+    shown = [state for state in states if state.step < stage.kept_step]
+    return Recorded([*shown, evaluate(stage.kept_step)], stage, path)
+
+
+def record_methods(setup: ia2.Setup, few_shot, recipe: ia2.Recipe, evaluate) -> dict[str, Recorded]:
+    """The methods of the paper, trained as in `ia2.main`, and steering, which is not trained.
+
+    `evaluate(step, edit)` gives the model's State.
+    """
+    model = setup.model
+    targets, dev = ia2.few_shot_targets(model, setup.tokenizer, few_shot)
+    lora.reset(model, seed=1000 * few_shot.seed + few_shot.number)
+    trained = {(): ia2.Trained(lora.state(model), [])}
+    follow = functools.partial(
+        ia2.follow, model, targets=targets, dev=dev, recipe=recipe, trained=trained
+    )
+    last = recipe.epochs * math.ceil(len(targets) / recipe.batch_size)
+    recorded = {}
+    watched_paths = {(): ()}
+    for method, path in ia2.METHODS.items():
+        before = watched_paths[path[:-1]]
+        recorded[method] = record_method(path[-1], before, follow, evaluate, last)
+        watched_paths[path] = recorded[method].path
+    steering = variants.make_steering(model, targets)
+    with lora.disable(model):
+        recorded["steer"] = Recorded([evaluate(0, steering.edit)])
+    return recorded
+
+
+# ---- 3. The record -------------------------------------------------------------------------------
+
+
+def record(setup: ia2.Setup, few_shot: data.FewShotSet, recipe: ia2.Recipe) -> dict:
+    """All that the page shows of one few-shot set of a label task, ready to be written as JSON."""
+    model, tokenizer = setup.model, setup.tokenizer
+    [test] = setup.tests
+    with lora.disable(model):
+        icl = ia2.evaluate(model, tokenizer, test, few_shot)
+        base = ia2.evaluate(model, tokenizer, test)
+    losses = loss_by_layer(base.activations, icl.activations)  # (L)
+    plane = fit_plane(base.activations, icl.activations, losses.argmax().item())
+
+    def evaluate(step, edit=None):
+        return state_of(ia2.evaluate(model, tokenizer, test, edit=edit), icl, plane, step)
+
+    recorded = {
+        "base": Recorded([state_of(base, icl, plane)]),
+        "icl": Recorded([state_of(icl, icl, plane)]),
+        **record_methods(setup, few_shot, recipe, evaluate),
+    }
+    tokens = all_tokens(recorded, test.label_tokens)
+    unit = unit_of(recorded)
+    methods = {}
+    for name, each in recorded.items():
+        methods[name] = {"states": [written(state, tokens, unit) for state in each.states]}
+        if each.stage is not None:
+            methods[name]["stage"] = summary(each.stage)
+    return {
+        **settings_of(setup, few_shot, recipe),
+        "layers": len(losses),
+        "layer": plane.layer + 1,
+        "layer_share": round((losses.max() / losses.sum()).item(), 4),
+        "variance": [round(share, 4) for share in plane.variance],
+        "unit": unit,
+        "answers": [tokenizer.decode([token]) for token in tokens],
+        "methods": methods,
+    }
+
+
+def settings_of(setup: ia2.Setup, few_shot: data.FewShotSet, recipe: ia2.Recipe) -> dict:
+    """The model, the texts, and how the methods are trained."""
+    [test] = setup.tests
+    return {
+        **setup.settings,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "dataset": test.task.name,
+        "source": test.source,
+        "n": len(few_shot.train),
+        "set": few_shot.number,
+        "lr": recipe.lr,
+        "rank": setup.rank,
+        "prompt": test.prompt,
+        "examples": shown(few_shot.train, test),
+        "queries": shown(test.test, test),
+    }
+
+
+def all_tokens(recorded: dict[str, Recorded], label_tokens: list[int]) -> list[int]:
+    """The label tokens, then what else was answered."""
+    tokens = list(label_tokens)
+    for each in recorded.values():
+        for state in each.states:
+            tokens += [token for token in state.tokens if token not in tokens]
+    return list(dict.fromkeys(tokens))
+
+
+def unit_of(recorded: dict[str, Recorded]) -> float:
+    """The power of ten in which places are written, so that whole numbers are exact enough."""
+    places = torch.cat([state.places for each in recorded.values() for state in each.states])
+    return 10.0 ** math.floor(math.log10(places.abs().max().item() / 400))
+
+
+def written(state: State, tokens: list[int], unit: float) -> dict:
+    """A State as JSON: places in units, probabilities in %, similarities in thousandths."""
+    xs, ys = (state.places / unit).round().int().T.tolist()
+    return {
+        "step": state.step,
+        "x": xs,
+        "y": ys,
+        "answer": [tokens.index(token) for token in state.tokens],
+        "p": (100 * state.probabilities.T).round().int().tolist(),  # (C, Q)
+        "asim": (1000 * state.asim).round().int().tolist(),
+        "centred": (1000 * state.centred).round().int().tolist(),
+    }
+
+
+def summary(stage: ia2.Stage) -> dict:
+    """What the page says of the training of a stage."""
+    return {
+        "name": stage.name,
+        "steps": stage.steps,
+        "kept_step": stage.kept_step,
+        "first_loss": round(stage.first_loss, 4),
+        "dev_loss": round(stage.dev_loss, 4),
+    }
+
+
+def shown(examples: list[data.Example], task: data.Data) -> list[dict]:
+    """Texts without the prompt around them, and the numbers of their labels."""
+    before, after = task.prompt.split("{text}")
+    found = []
+    for example in examples:
+        text = example.query.removeprefix(before).removesuffix(after)
+        found.append({"text": " ".join(text.split()), "label": example.label})
+    return found
+
+
+def record_bundled() -> dict:
+    """The main job's few-shot set 0 on the bundled model, with the first short test queries."""
+    choice = models.find("smollm2-135m", "cpu")
+    options = data.Options(default_labels=choice.entry.labels, plain=choice.entry.plain)
+    task = data.load("movies", choice.tokenizer, options)
+    few_shot = data.few_shot_set(task.pool, 4, balanced=choice.entry.balanced)
+    test = data.draw_test(task, 200)
+    longest = LETTERS + len(test.prompt.format(text=""))
+    short = [example for example in test.test if len(example.query) <= longest]
+    setup = ia2.set_up(choice, task, [replace(test, test=short[:QUERIES])], rank=8)
+    return record(setup, few_shot, ia2.Recipe())
+
+
+def json_text(value: dict) -> str:
+    """JSON in which each state is a line."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace('{"step"', '\n{"step"') + "\n"
+
+
+# ---- 4. Few-shot sets of the larger model --------------------------------------------------------
+
+
+def few_shot_rows() -> list[dict]:
+    """The committed rows of the 1.5B model at n = 4 and the planned rate: the newest there are."""
+    paths = [ROOT / "results" / name / "results.jsonl" for name in NEWEST]
+    if not paths[0].exists():
+        paths = [ROOT / "results" / name / "results.jsonl" for name in FORMER]
+    found = [row for path in paths for row in records.read_rows(path)]
+    found = [row for row in comparisons.planned(found) if row["n"] == 4]
+    found = result_rows.at_rate(found, comparisons.PLAN_RATE)
+    result_rows.check_rows(found)
+    return found
+
+
+def few_shot_tests(rows: list[dict]) -> list[dict]:
+    """For each pair of training and test data what every few-shot set gave, in %."""
+    tests = []
+    for (trained, tested), same in result_rows.group(rows, ["dataset", "eval_dataset"]).items():
+        by_set = comparisons.paired(same, "accuracy", "ia2-sft", "sft")
+        tests.append(
+            {
+                "name": f"{task_name(trained)}, tested on {task_name(tested)}",
+                "queries": same[0]["test"],
+                "difference": cells.interval(by_set.values(), 100, 1, "+"),
+                "sets": [one_set(each) for each in diagnostics.by_number(same).values()],
+            }
+        )
+    return tests
+
+
+def one_set(rows: list[dict]) -> dict:
+    """The accuracies of a few-shot set in %, null where a method has no row."""
+    found = {"set": rows[0]["set"], "labels": "".join(rows[0]["train_labels"])}
+    accuracy = {row["method"]: round(100 * row["accuracy"], 1) for row in rows}
+    for method in result_rows.MAIN_METHODS:
+        found[method] = accuracy.get(method)
+    return found
+
+
+def task_name(name: str) -> str:
+    return {"sst2": "SST-2", "finsen": "FinS", "poems": "Poem"}.get(name, name)
+
+
+def sets_text(rows: list[dict]) -> str:
+    """What these rows are, and of which procedure."""
+    tests = list(dict.fromkeys(row["eval_dataset"] for row in rows))
+    text = (
+        f"The small model above is a weak teacher. These are {MODEL_NAMES[rows[0]['model']]}, with "
+        f"the paper's prompts and digits as labels, n = {rows[0]['n']}, rate "
+        f"{cells.rate_text(comparisons.PLAN_RATE)} for every method, tested on "
+        f"{', '.join(task_name(test) for test in tests)}."
+    )
+    if comparisons.is_former(rows[0]):
+        text += (
+            " The rows are of the former procedure: one draw of test queries served all few-shot "
+            "sets, and a stage could keep the adapter that it began with."
+        )
+    return text
+
+
+def sets_note(rows: list[dict]) -> str:
+    """Why base is so low, and the runs of IA2 then SFT whose SFT stage kept nothing."""
+    sentences = []
+    base = [row["accuracy"] for row in rows if row["method"] == "base"]
+    if base and max(base) < 0.05:
+        sentences.append("Base is near 0% because its likeliest next token is no digit.")
+    found = {}
+    for row in rows:
+        if row["method"] == "ia2-sft" and result_rows.has_kept_nothing(row):
+            found.setdefault(task_name(row["dataset"]), set()).add(row["set"])
+    named = [f"set {', '.join(map(str, sorted(sets)))} of {name}" for name, sets in found.items()]
+    if named:
+        sentences.append(
+            f"In {' and '.join(named)} the SFT stage kept nothing, so IA2 then SFT is IA2 there."
+        )
+    return " ".join(sentences)
+
+
+# ---- 5. The page ---------------------------------------------------------------------------------
+
+
+def page(record: dict, rows: list[dict], template: str) -> str:
+    """The whole page as text."""
+    tests = few_shot_tests(rows)
+    small = {name: record[name] for name in IN_PAGE}
+    parts = {
+        **example_prompts(record),
+        "message": message(record),
+        "table": ends_table(record),
+        "reading": reading(record),
+        "total": str(len(record["queries"])),
+        "layer": str(record["layer"]),
+        "layers": str(record["layers"]),
+        "layer_share": f"{record['layer_share']:.0%}",
+        "sets_text": html.escape(sets_text(rows)),
+        "sets_table": sets_table(tests),
+        "sets_note": html.escape(sets_note(rows)),
+        "settings": html.escape(settings_text(record)),
+        "data": json_text({**small, "sets": {"tests": tests}}).replace("</", "<\\/"),
+    }
+    return re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], template)
+
+
+def example_prompts(record: dict) -> dict[str, str]:
+    """What teacher and student read of the first training example, as HTML."""
+    labels = [record["answers"][number] for number in (0, 1)]
+    query, *others = record["examples"]
+    lines = []
+    for example in others:
+        asked = record["prompt"].format(text=example["text"])
+        lines.append(html.escape(asked + labels[example["label"]]))
+    asked = html.escape(record["prompt"].format(text=query["text"])) + " <b>▸</b>"
+    return {"teacher": "\n\n".join([*lines, asked]), "student": asked}
+
+
+@dataclass(frozen=True)
+class End:
+    """Where a method ends, over the queries."""
+
+    right: int
+    right_among_labels: int
+    labelled: int
+    way: float  # of the mean of the cloud from base (0) to ICL (1), along the first axis
+    asim: float
+    centred: float
+
+
+def end_of(record: dict, method: str) -> End:
+    ends = {name: each["states"][-1] for name, each in record["methods"].items()}
+    state = ends[method]
+    base, icl, own = (fmean(ends[name]["x"]) for name in ("base", "icl", method))
+    labels = [query["label"] for query in record["queries"]]
+    among = [no < yes for no, yes in zip(*state["p"])]
+    return End(
+        right=sum(answer == label for answer, label in zip(state["answer"], labels)),
+        right_among_labels=sum(answer == label for answer, label in zip(among, labels)),
+        labelled=sum(answer < 2 for answer in state["answer"]),
+        way=(own - base) / (icl - base),
+        asim=fmean(state["asim"]) / 1000,
+        centred=fmean(state["centred"]) / 1000,
+    )
+
+
+def message(record: dict) -> str:
+    """What the first view shows, in numbers, as HTML."""
+    ends = {method: end_of(record, method) for method in NAMES}
+    base, sft, ia2_end, both = (ends[method] for method in ("base", "sft", "ia2", "ia2-sft"))
+    total = len(record["queries"])
+    return (
+        f"The marks below are {total} movie snippets that nothing is trained on. In this run, "
+        f"training on {record['n']} others takes their cloud this far along the first axis from "
+        f"base (hollow) to ICL (pale): SFT {percent(sft.way)}, IA2 {percent(ia2_end.way)}, IA2 "
+        f"then SFT {percent(both.way)}. IA2 has no true answer among its targets; after it the "
+        f"model answers with one of the two labels in {ia2_end.labelled} of {total} queries, base "
+        f"in {base.labelled}. The similarity to ICL, asim, is {base.asim:.2f} for base, "
+        f"{sft.asim:.2f} for SFT, {ia2_end.asim:.2f} for IA2 and {both.asim:.2f} for IA2 then SFT."
+    )
+
+
+def percent(share: float) -> str:
+    return f"{share:.0%}".replace("-", "−")
+
+
+def html_table(heads: list[str], lines: list[list[str]]) -> str:
+    """A table as HTML; the first cell of a line is its head."""
+    rows = ["".join(f'<th scope="col">{head}</th>' for head in heads)]
+    for first, *others in lines:
+        numbers = "".join(f"<td>{cell}</td>" for cell in others)
+        rows.append(f'<th scope="row">{first}</th>{numbers}')
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table>\n{body}\n</table>"
+
+
+def ends_table(record: dict) -> str:
+    """Where each method ends, a line a method."""
+    heads = ["method", f"right of {len(record['queries'])}", "label", "way", "asim", "centred"]
+    lines = []
+    for method, name in NAMES.items():
+        end = end_of(record, method)
+        counts = [str(end.right), str(end.labelled)]
+        lines.append([name, *counts, percent(end.way), f"{end.asim:.2f}", f"{end.centred:.2f}"])
+    return html_table(heads, lines)
+
+
+def reading(record: dict) -> str:
+    """How to read the table and the pictures, as HTML paragraphs."""
+    ends = {method: end_of(record, method) for method in NAMES}
+    total = len(record["queries"])
+    error = 100 * math.sqrt(0.25 / total)
+    first, second = record["variance"]
+    paragraphs = (
+        "<em>Label</em>: queries answered with one of the two labels. <em>Way</em>: how far the "
+        "mean of the cloud has come from base (0%) to ICL (100%) along the first axis.",
+        f"The first axis, {first:.0%} of the variance, is mostly the shift from base to ICL that "
+        f"all queries share. steer adds such a shift and nothing else, one vector a layer: way "
+        f"{percent(ends['steer'].way)}, asim {ends['steer'].asim:.2f}. So asim says mostly whether "
+        f"the shared shift is there. With it taken off, the similarity is "
+        f"{ends['base'].centred:.2f} for base, {ends['sft'].centred:.2f} for SFT, "
+        f"{ends['ia2'].centred:.2f} for IA2 and {ends['steer'].centred:.2f} for steer.",
+        f"The second axis, {second:.1%}, is mostly the order of ICL's demonstrations: every "
+        f"{data.BLOCK} queries share one, and ICL's marks are grouped by it. A student without "
+        "demonstrations cannot know it.",
+        f"This model is a weak teacher: ICL is right in {ends['icl'].right} of {total} queries, "
+        f"base's own choice between the two labels in {ends['base'].right_among_labels}. With "
+        f"{total} queries an accuracy has a standard error of up to {error:.0f} points, and this "
+        "is one few-shot set: look at where the methods go, not at which is right most often.",
+    )
+    return "\n".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
+
+
+def sets_table(tests: list[dict]) -> str:
+    """All few-shot sets of all tests, as HTML."""
+    methods = ("base", "icl", "sft", "ia2", "ia2-sft")
+    heads = ["trained on, tested on", "set", "labels", *(NAMES[method] for method in methods)]
+    lines = []
+    for test in tests:
+        for each in test["sets"]:
+            values = ["–" if each[method] is None else str(each[method]) for method in methods]
+            lines.append([test["name"], str(each["set"]), " ".join(each["labels"]), *values])
+    return html_table(heads, lines)
+
+
+def settings_text(record: dict) -> str:
+    """Model, data, training."""
+    ia2_stage = record["methods"]["ia2"]["stage"]
+    last = record["methods"]["ia2-sft"]["stage"]
+    return (
+        f"The cloud, the curves and their table: {MODEL_NAMES[record['model']]}; rated movie "
+        f"snippets ({record['source']}), few-shot set {record['set']} with n = {record['n']} "
+        f"examples and words as labels; LoRA of rank {record['rank']}, Adam at "
+        f"{cells.rate_text(record['lr'])}, all examples in each step. IA2 starts at a loss of "
+        f"{ia2_stage['first_loss']:.3f} and is kept after step {ia2_stage['kept_step']}; the SFT "
+        f"stage after it is kept at step {last['kept_step']} of {last['steps']}, where its loss on "
+        f"{record['n'] // 2} more examples is lowest. The queries are the first "
+        f"{len(record['queries'])} test texts of at most {LETTERS} letters."
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--record", action="store_true", help="train, and write the record anew")
+    args = parser.parse_args(argv)
+    if args.record:
+        RECORD.write_text(json_text(record_bundled()), encoding="utf-8")
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    text = page(record, few_shot_rows(), TEMPLATE.read_text(encoding="utf-8"))
+    PAGE.write_text(text, encoding="utf-8")
+    cli.log(f"docs/{PAGE.name}: {len(text.encode()) / 1000:.1f} kB")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_main(main, lora.LoRAError))
