@@ -388,6 +388,64 @@ def test_log_lines_of_training_stay_out(small_run):
         assert errors == []
 
 
+# ---- the committed outputs -----------------------------------------------------------------------
+
+
+def test_the_committed_outputs_are_those_of_one_run_with_its_live_model():
+    notebook = read()
+    nbformat.validate(notebook)
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    text = printed(notebook)
+    assert "qwen2.5-coder-0.5b, torch" in text
+    assert text.count("'not done yet'") == len(EXERCISES)
+    assert "This run took " in text
+    for method in METHODS:
+        assert f"| {method} " in text
+
+
+def test_the_committed_outputs_are_pictures_and_text_of_a_reasonable_size():
+    pictures = []
+    for output in outputs_of(read()):
+        assert output.output_type in ("stream", "display_data", "execute_result")
+        if "image/png" in output.get("data", {}):
+            pictures.append(output)
+    assert len(pictures) == PICTURES
+    assert (ROOT / "run.ipynb").stat().st_size < 3_000_000
+
+
+def test_the_committed_outputs_name_no_folder_of_a_machine():
+    found = re.findall(r"(?<![\w.])/(?:home|root|work|tmp|usr|var|opt|Users)/\S*", printed(read()))
+    assert found == []
+
+
+def readings(notebook):
+    """The paragraphs that say what a picture shows in the committed run."""
+    paragraphs = re.split(r"\n\s*\n", "\n\n".join(texts(notebook)))
+    return [each for each in paragraphs if each.startswith("**Reading.**")]
+
+
+def is_printed(number, text):
+    """Whether a number (`0.42`, `87%`) stands in a text; percentages also as cells of a table."""
+    if number.endswith("%"):
+        pattern = rf"{re.escape(number)}|\| {number[:-1]}(\.0)? "
+    else:
+        pattern = rf"{re.escape(number)}\d?\b"
+    return re.search(rf"(?<![\d.])(?:{pattern})", text) is not None
+
+
+def test_the_numbers_of_the_readings_are_printed_in_the_outputs():
+    notebook = read()
+    found = readings(notebook)
+    assert len(found) >= PICTURES - 1  # the two reliability diagrams share one
+    text = printed(notebook)
+    for paragraph in found:
+        assert "in this run" in paragraph.lower() or "these rows" in paragraph, paragraph
+        numbers = re.findall(r"\d+(?:\.\d+)?%|\d+\.\d+", paragraph)
+        unknown = [number for number in numbers if not is_printed(number, text)]
+        assert unknown == [], paragraph
+
+
 # ---- what is written -----------------------------------------------------------------------------
 
 
