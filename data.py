@@ -92,10 +92,13 @@ def load(name: str, tokenizer, options: Options = Options()) -> Data:
     texts = []
     if task.labels:
         style = options.labels or task.label_style or options.default_labels or "digits"
-        texts = label_texts(task, style, options.seed, tokenizer)
     prompt = task.prompt
     if options.plain and task.plain_prompt and style == "words":
         prompt = task.plain_prompt  # digits and arbitrary names are asked for as the paper does
+    check_parts(name, rows.train, rows.test)
+    if task.labels:
+        query = prompt.format(text=rows.train[0].text)
+        texts = label_texts(task, style, options.seed, tokenizer, query)
     as_written = task.family == "own"  # your own queries may differ in case alone
     worded_test = [word(item, prompt, texts) for item in rows.test]
     worded_pool = [word(item, prompt, texts) for item in rows.train]
@@ -104,16 +107,21 @@ def load(name: str, tokenizer, options: Options = Options()) -> Data:
     repeats = len(worded_test) + len(worded_pool) - len(test) - len(pool)
     if repeats and as_written:
         log(f"{task.name}: {repeats} rows repeat a query and are left out")
-    if not pool or not test:
-        raise UserError(
-            f"{name} has {len(pool)} training and {len(test)} test examples; it needs both"
-        )
+    check_parts(name, pool, test)
     tokens = []
     max_tokens = options.max_tokens or task.max_tokens
     if texts:
         tokens = label_tokens(task, style, options.seed, tokenizer, pool[0].query)
         max_tokens = 1
     return Data(task, pool, test, rows.source, prompt, style, texts, tokens, max_tokens)
+
+
+def check_parts(name: str, train: list, test: list) -> None:
+    """Raise UserError if there is nothing to train or to test on."""
+    if not train or not test:
+        raise UserError(
+            f"{name} has {len(train)} training and {len(test)} test examples; it needs both"
+        )
 
 
 def load_with_tests(
@@ -135,7 +143,26 @@ def load_with_tests(
         test = load(test_name, tokenizer, replace(options, labels=training.label_style))
         tasks.check_pair(training.task, test.task)
         tests.append(test)
+    check_distinct(training, tests)
     return training, tests
+
+
+def check_distinct(training: Data, tests: list[Data]) -> None:
+    """Raise UserError where two names stand for the same texts: one would pass for another test."""
+    seen = [training]
+    for test in tests:
+        for other in seen:
+            if other.task.name != test.task.name and same_texts(other, test):
+                raise UserError(
+                    f"{other.task.name} and {test.task.name} are the same texts here "
+                    f"({test.source}); use one of the two names"
+                )
+        seen.append(test)
+
+
+def same_texts(first: Data, second: Data) -> bool:
+    """Whether two tasks hold the same rows under two names, as `sst2` and its stand-in do."""
+    return (first.pool, first.test) == (second.pool, second.test)
 
 
 def read_or_stand_in(name: str, data_dir: str | None) -> tasks.TaskRows:
@@ -217,29 +244,45 @@ def unrelated_prompts(tokenizer, leave_out: list[Data], count: int = 200) -> lis
 # ---- labels and tokens ---------------------------------------------------------------------------
 
 
-def label_texts(task: tasks.Task, style: str, seed: int, tokenizer) -> list[str]:
+class StyleError(Exception):
+    """Why the labels of a task cannot be written in a style."""
+
+
+def label_texts(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> list[str]:
+    """What follows a query for each label (see `write_labels`).
+
+    Raises UserError where the style does not do for them; it names those that do.
+    """
+    try:
+        return write_labels(task, style, seed, tokenizer)
+    except StyleError as error:
+        advice = other_styles(task, style, seed, tokenizer, query)
+        raise UserError(f"{error}; {advice}") from None
+
+
+def write_labels(task: tasks.Task, style: str, seed: int, tokenizer) -> list[str]:
     """What follows the query for each label: `0`, ` negative`, or an arbitrary word drawn by seed.
 
     Digits come without a space, as in the paper's `Label:0`, words with one, as in running text;
     labels that are numbers themselves stay those numbers. Tasks of one family share the words of
-    `remap`: fewer labels get the first words of more labels. Raises UserError if there are too few.
+    `remap`: fewer labels get the first words of more labels. Raises StyleError if there are too
+    few, or a number would become another one.
     """
     if style == "words":
         return [f" {label}" for label in task.labels]
     if style == "digits":
         numbers = [label for label in task.labels if own.is_number(label)]
         if numbers and len(numbers) < len(task.labels):
-            raise UserError(
+            raise StyleError(
                 f"with --labels digits the label {numbers[0]} of {task.name} would become another "
-                "number; use --labels words or remap"
+                "number"
             )
         return numbers or [str(i) for i in range(len(task.labels))]
     names = [f" {name}" for name in REMAP_WORDS]
     single = [name for name in names if len(new_tokens(tokenizer, "Label:", name)) == 1]
     if len(single) < len(task.labels):
-        raise UserError(
-            "this model's tokenizer knows too few of the words for --labels remap as one token; "
-            "use --labels digits or words"
+        raise StyleError(
+            "this model's tokenizer knows too few of the words for --labels remap as one token"
         )
     return random.Random(f"remap-{seed}").sample(single, len(single))[: len(task.labels)]
 
@@ -249,21 +292,26 @@ def label_tokens(task: tasks.Task, style: str, seed: int, tokenizer, query: str)
 
     Raises UserError if two labels start with the same one; it names the styles that work.
     """
-    texts = label_texts(task, style, seed, tokenizer)
+    texts = label_texts(task, style, seed, tokenizer, query)
     tokens = first_tokens(tokenizer, query, texts)
     clash = same_start(tokens)
     if clash is None:
         return tokens
     first, second = clash
-    others = []
-    for other in STYLES:
-        if other != style and tells_apart(task, other, seed, tokenizer, query):
-            others.append(other)
-    advice = f"use --labels {' or '.join(others)}" if others else "use another model"
+    advice = other_styles(task, style, seed, tokenizer, query)
     raise UserError(
         f"the labels {texts[first]!r} and {texts[second]!r} of {task.name} start with the same "
         f"token under this model's tokenizer and cannot be told apart; {advice}"
     )
+
+
+def other_styles(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> str:
+    """What to use instead of a style: the styles that work for this task and tokenizer."""
+    others = []
+    for other in STYLES:
+        if other != style and tells_apart(task, other, seed, tokenizer, query):
+            others.append(other)
+    return f"use --labels {' or '.join(others)}" if others else "use another model"
 
 
 def first_tokens(tokenizer, query: str, texts: list[str]) -> list[int | None]:
@@ -286,12 +334,13 @@ def same_start(tokens: list[int | None]) -> tuple[int, int] | None:
 
 
 def tells_apart(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> bool:
-    """Whether another style gives every label a first token of its own."""
+    """Whether a style gives every label a first token of its own."""
     try:
-        texts = label_texts(task, style, seed, tokenizer)
-    except UserError:
+        texts = write_labels(task, style, seed, tokenizer)
+        tokens = first_tokens(tokenizer, query, texts)
+    except (StyleError, UserError):
         return False
-    return same_start(first_tokens(tokenizer, query, texts)) is None
+    return same_start(tokens) is None
 
 
 def prompt_tokens(tokenizer, demos: list[Example], query: str) -> list[int]:
@@ -309,9 +358,10 @@ def prompt_tokens(tokenizer, demos: list[Example], query: str) -> list[int]:
 
 def whole_tokens(tokenizer, text: str) -> list[int]:
     """The tokens of a text: with the beginning-of-sequence token where the tokenizer adds one,
-    never with an end.
+    never with an end. Raises UserError for a token that the model does not embed.
     """
     tokens = tokenizer(text).input_ids
+    check_embedded(tokenizer, tokens)
     ended = tokens and tokens[-1] == tokenizer.eos_token_id
     if ended and not text.endswith(tokenizer.eos_token):
         return tokens[:-1]
@@ -324,7 +374,21 @@ def new_tokens(tokenizer, query: str, response: str) -> list[int]:
     both = whole_tokens(tokenizer, query + response)
     if both[: len(before)] == before:
         return both[len(before) :]
-    return tokenizer(response, add_special_tokens=False).input_ids
+    return tokenizer(response, add_special_tokens=False).input_ids  # checked as a part of `both`
+
+
+def check_embedded(tokenizer, tokens: list[int]) -> None:
+    """Raise UserError for a token that the model has no embedding for.
+
+    Some tokenizers have such tokens: names in them that no text of ours should hold, of images for
+    example. `engine.models.find` notes them as `not_embedded`, {token: name}.
+    """
+    for token, name in getattr(tokenizer, "not_embedded", {}).items():
+        if token in tokens:
+            raise UserError(
+                f"a text holds {name!r}, a token of the tokenizer that the model does not embed; "
+                "write it in another way, or use another model"
+            )
 
 
 def gold_tokens(tokenizer, example: Example, max_tokens: int) -> list[int]:

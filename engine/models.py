@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from engine import cpu, running, snapshots
 from engine.bundled import Bundle, bundled_folder
@@ -125,8 +125,12 @@ def find(name: str, device: str = "auto", dtype: str = "auto") -> ModelChoice:
     folder = str(files.folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        rows = config.get_text_config().vocab_size
     except Exception as error:  # each kind of broken file raises an error of its own
         raise cannot_load(name, entry, folder, error) from None
+    # For `data.check_embedded`, which sees the tokenizer alone.
+    tokenizer.not_embedded = not_embedded(tokenizer, rows)
     return ModelChoice(name, entry, folder, tokenizer, chosen_device, files.fingerprint)
 
 
@@ -290,23 +294,35 @@ def first_of(names: list[str]) -> str:
     return f"{names[0]} and {len(names) - 1} more are"
 
 
+def not_embedded(tokenizer, rows: int) -> dict[int, str]:
+    """{token: name} of those beyond `rows` embeddings that a text can do without: added tokens that
+    stand for images and the like, and come into a prompt only where a text holds their names.
+    """
+    needed = needed_tokens(tokenizer)
+    left_out = {}
+    for name, token in tokenizer.get_added_vocab().items():
+        if token >= rows and token not in needed:
+            left_out[token] = name
+    return left_out
+
+
+def needed_tokens(tokenizer) -> set[int]:
+    """The tokens that come into prompts and responses without being named in a text."""
+    in_front = tokenizer("").input_ids
+    return {*in_front, tokenizer.eos_token_id, tokenizer.unk_token_id} - {None}
+
+
 def check_tokenizer(name: str, model: nn.Module, tokenizer) -> None:
-    """Raise UserError if a tokenizer has tokens that the model does not embed."""
+    """Raise UserError if a tokenizer has tokens that the model does not embed, beside those that
+    `not_embedded` lets be. Between its tokens there may be holes.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
-    advice = "they do not belong together; resize its embeddings or use its own tokenizer"
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"the tokenizer of {name} has {len(tokenizer)} tokens and the model embeds {rows}: "
-            f"{advice}"
-        )
-    ids = list(tokenizer.get_vocab().values())  # which may have holes
-    if tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
-    highest = max(ids)
+    tokens = {*tokenizer.get_vocab().values(), *needed_tokens(tokenizer)}
+    highest = max(tokens - set(tokenizer.not_embedded))
     if highest >= rows:
         raise UserError(
             f"the tokenizer of {name} has a token with the id {highest} and the model embeds "
-            f"{rows}: {advice}"
+            f"{rows}: they do not belong together; resize its embeddings or use its own tokenizer"
         )
 
 

@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -87,18 +86,14 @@ def silence_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def command_line(argv: Sequence[str] | None = None) -> str:
+def command_line(program: str, argv: Sequence[str] | None = None) -> str:
     """The command that is running, as it is written down in results.
 
-    `argv` are the options that a main was called with from Python; by default the process's own.
+    `program` is what stands behind `python`: `ia2.py`, or `-m lab.sweep`. `argv` are the options
+    that its main was called with, in a notebook for example; by default the process's own.
     """
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
-    module = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if module is not None and module.origin == sys.argv[0]:  # of `python -m lab.sweep`
-        start = ["-m", module.name.removesuffix(".__main__")]
-    else:  # a script, also below a debugger or profiler, which is the main module then
-        start = [Path(sys.argv[0]).name] if sys.argv[0] else []
-    return shlex.join(["python", *start, *words])
+    return shlex.join(["python", *program.split(), *words])
 
 
 # ---- types of options ----------------------------------------------------------------------------

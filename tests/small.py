@@ -1,32 +1,46 @@
-"""A tiny multimodal model and a tokenizer of 500 tokens, for tests."""
+"""Tiny multimodal models and a tokenizer of 500 tokens, for tests."""
 
 import tokenizers
 import torch
 import transformers
 
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+TEXT = {
+    **SIZES,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 500,
+    "initializer_range": 0.3,
+}
+VISION = {**SIZES, "num_hidden_layers": 2, "image_size": 28, "patch_size": 14}
 
-def multimodal():
-    """A random Gemma 3 whose image encoder has projections of the same names as its decoder."""
+
+def multimodal(family="Gemma3"):
+    """A random model whose image encoder has projections of the same names as its decoder."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
-    config = transformers.Gemma3Config(
-        text_config={
-            **sizes,
-            "num_hidden_layers": 3,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "vocab_size": 500,
-            "sliding_window": 8,
-            "query_pre_attn_scalar": 8,
-            "initializer_range": 0.3,
-        },
-        vision_config={**sizes, "num_hidden_layers": 2, "image_size": 28, "patch_size": 14},
-        mm_tokens_per_image=4,
-        image_token_id=499,
-        boi_token_index=497,
-        eoi_token_index=498,
-    )
-    model = transformers.Gemma3ForConditionalGeneration(config)
+    if family == "Gemma3":
+        config = transformers.Gemma3Config(
+            text_config={**TEXT, "sliding_window": 8, "query_pre_attn_scalar": 8},
+            vision_config=VISION,
+            mm_tokens_per_image=4,
+            image_token_id=499,
+            boi_token_index=497,
+            eoi_token_index=498,
+        )
+    elif family == "Llava":
+        config = transformers.LlavaConfig(
+            text_config=transformers.LlamaConfig(**TEXT),
+            vision_config=transformers.CLIPVisionConfig(**VISION),
+            image_token_index=499,
+        )
+    else:
+        config = transformers.Mistral3Config(
+            text_config=transformers.MistralConfig(**TEXT),
+            vision_config=transformers.PixtralVisionConfig(**VISION),
+            image_token_index=499,
+        )
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
     return model.eval().requires_grad_(False)
 
 

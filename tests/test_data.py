@@ -1,6 +1,7 @@
 """pytest tests/test_data.py: prompts, labels and tokens, few-shot sets, and your own data."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 import data
+import ia2
 from data import Example
+from lab import adapters, sweep
 from sources import readers, tasks
 from support.cli import UserError
 
@@ -252,15 +255,20 @@ def test_tests_that_do_not_fit_are_one_sentence(tokenizer, samples, monkeypatch)
         data.load_with_tests("sst2", ["finsem"], tokenizer, options)
 
 
-def test_without_a_hub_a_stand_in_is_used_and_said(tokenizer, monkeypatch, capsys):
+@pytest.fixture
+def no_hub(monkeypatch):
+    """Tasks of the hub cannot be read."""
     read_task = tasks.read_task
 
     def without_hub(task, data_dir=None):
-        if task.hub:
+        if task.hub and data_dir is None:
             raise readers.NoHub("the hub cannot be reached")
         return read_task(task, data_dir)
 
     monkeypatch.setattr(tasks, "read_task", without_hub)
+
+
+def test_without_a_hub_a_stand_in_is_used_and_said(tokenizer, no_hub, capsys):
     task = data.load("sst2", tokenizer)
     assert task.task.name == "sst2"
     assert task.source.startswith("stand-in movies, pypi:vaderSentiment")
@@ -268,6 +276,53 @@ def test_without_a_hub_a_stand_in_is_used_and_said(tokenizer, monkeypatch, capsy
     assert "warning: the hub cannot be reached, so movies" in capsys.readouterr().err
     with pytest.raises(readers.NoHub):
         data.load("agnews", tokenizer)
+
+
+SAME = "sst2 and movies are the same texts here|movies and sst2 are the same texts here"
+
+
+@pytest.mark.parametrize(
+    "training, tests, refused",
+    [
+        ("sst2", ["sst2", "movies"], True),
+        ("sst2", ["movies"], True),
+        ("movies", ["amazon", "sst2"], True),
+        ("amazon", ["movies", "amazon", "sst2"], True),
+        ("sst2", ["sst2", "amazon"], False),
+        ("movies", ["amazon", "movies"], False),
+    ],
+)
+def test_two_names_of_the_same_texts_are_refused(training, tests, refused, tokenizer, no_hub):
+    """Without a hub `sst2` is `movies`: the second would pass for a test out of domain."""
+    if refused:
+        with pytest.raises(UserError, match=f"({SAME}) .*; use one of the two names"):
+            data.load_with_tests(training, tests, tokenizer)
+    else:
+        _, loaded = data.load_with_tests(training, tests, tokenizer)
+        assert [test.task.name for test in loaded] == tests
+
+
+def test_two_folders_with_the_same_rows_are_refused(tokenizer, tmp_path):
+    folders = [own(tmp_path / name, COLOURS[:4], COLOURS[4:]) for name in ("one", "two")]
+    with pytest.raises(UserError, match="one/ and .*two/ are the same texts here"):
+        data.load_with_tests(str(folders[0]), [str(folders[1])], tokenizer)
+    own(
+        folders[1],
+        COLOURS[:4],
+        [*COLOURS[4:], {"query": "The colour of ice is", "response": "white"}],
+    )
+    data.load_with_tests(str(folders[0]), [str(folders[1])], tokenizer)
+
+
+@pytest.mark.parametrize("main", [ia2.main, sweep.main, adapters.main])
+def test_every_command_refuses_two_names_of_the_same_texts(main, call, no_hub, tmp_path):
+    """Before a model is loaded: an adapter's folder need not hold weights."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    words = [tmp_path] if main is adapters.main else ["--dataset", "sst2"]
+    words += ["--eval", "sst2", "movies", "--data-dir", ""]
+    ran = call(*words, main=main, quick=("--test", "6"))
+    assert ran.code == 2 and ran.out == ""
+    assert re.match(f"error: ({SAME})", ran.err.splitlines()[-1])
 
 
 def test_unrelated_texts_are_not_those_of_a_task_and_the_same_at_every_call(tokenizer, movies):
@@ -392,15 +447,24 @@ def free_text(load, path, responses):
     return task
 
 
-def test_special_tokens_in_a_response_are_part_of_it(load, tokenizer, tmp_path):
-    """The bundled tokenizer has `<filename>` as a special token; a user's text may hold it too."""
-    assert "<filename>" in tokenizer.get_added_vocab()
-    test = free_text(load, tmp_path, ["cp <filename> /tmp", "cp /tmp"])
-    response = [*tokenizer(" cp <filename> /tmp").input_ids, tokenizer.eos_token_id]
+@pytest.mark.parametrize(
+    "special, text",
+    [
+        ("<filename>", "cp <filename> /tmp"),
+        ("<repo_name>", "git clone <repo_name>"),
+        ("<|im_start|>", "<|im_start|>user says hello"),
+        ("<empty_output>", "<empty_output>"),
+    ],
+)
+def test_special_tokens_in_a_response_are_part_of_it(special, text, load, tokenizer, tmp_path):
+    """They are the tokenizer's; a user's text may hold them too."""
+    assert special in tokenizer.get_added_vocab()
+    test = free_text(load, tmp_path, [text, text.replace(special, "x")])
+    response = [*tokenizer(f" {text}").input_ids, tokenizer.eos_token_id]
     answers, right = data.read_answers(
         tokenizer, test, [response, response], {tokenizer.eos_token_id}
     )
-    assert answers == ["cp <filename> /tmp"] * 2
+    assert answers == [text] * 2
     assert right == [True, False]
 
 
@@ -425,6 +489,28 @@ def test_a_response_that_the_tokenizer_writes_in_another_way_is_right(load, tmp_
     assert right == [True, False, False]
 
 
+def normalising(form):
+    """A tokenizer of bytes behind a Unicode normal form, as many have one."""
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "</s>"]
+    inner = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    inner.normalizer = form()
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
+
+
+@pytest.mark.parametrize("form", [normalizers.NFC, normalizers.NFD, normalizers.NFKC])
+@pytest.mark.parametrize(
+    "text", ["cafe\u0301", "café", "½ cup", "km²", "-5 or \u22125", "ﬁve ﬂags", "x² + ½"]
+)
+def test_a_true_response_is_right_whatever_form_the_tokenizer_gives_it(form, text, load, tmp_path):
+    tokenizer = normalising(form)
+    test = free_text(load, tmp_path, [text, f"{text} more"])
+    response = [*tokenizer(f" {text}").input_ids, tokenizer.eos_token_id]
+    _, right = data.read_answers(tokenizer, test, [response] * 2, {tokenizer.eos_token_id})
+    assert right == [True, False]
+
+
 def test_true_responses_are_right(load, tokenizer):
     task = load("gsm8k")
     end = tokenizer.eos_token_id
@@ -441,19 +527,42 @@ def test_true_responses_are_right(load, tokenizer):
 def test_labels_are_digits_words_or_arbitrary_names(tokenizer):
     qasc = tasks.TASKS["qasc"]
     sst2 = tasks.TASKS["sst2"]
-    assert data.label_texts(qasc, "digits", 0, tokenizer) == list("01234567")
-    assert data.label_texts(sst2, "words", 0, tokenizer) == [" negative", " positive"]
-    names = data.label_texts(qasc, "remap", 1, tokenizer)
+    assert data.write_labels(qasc, "digits", 0, tokenizer) == list("01234567")
+    assert data.write_labels(sst2, "words", 0, tokenizer) == [" negative", " positive"]
+    names = data.write_labels(qasc, "remap", 1, tokenizer)
     assert len(set(names)) == 8
-    assert names != data.label_texts(qasc, "remap", 2, tokenizer)
+    assert names != data.write_labels(qasc, "remap", 2, tokenizer)
     assert all(len(tokenizer(name).input_ids) == 1 for name in names)
-    four = data.label_texts(tasks.TASKS["sciq-mc"], "remap", 1, tokenizer)
+    four = data.write_labels(tasks.TASKS["sciq-mc"], "remap", 1, tokenizer)
     assert four == names[:4], "tasks of a family share them"
 
 
 def test_too_few_names_of_one_token_are_one_sentence(load):
-    with pytest.raises(UserError, match="too few of the words.*use --labels digits or words"):
+    with pytest.raises(
+        UserError, match="too few of the words.* as one token; use --labels digits$"
+    ):
         load("qasc", tokenizer=sentencepiece(), labels="remap")
+
+
+@pytest.mark.parametrize(
+    "characters, more, advice",
+    [
+        ("NDYewyorklhi01", ("▁New▁Y", "▁New▁D"), "--labels digits or words"),
+        ("NDYewyorklhi01", (), "--labels digits"),
+        ("NDYewyorklhi", ("▁New▁Y", "▁New▁D"), "--labels words"),
+        ("NDYewyorklhi", (), "another model"),
+    ],
+)
+def test_where_arbitrary_names_do_not_do_the_styles_that_work_are_named(
+    characters, more, advice, load, tmp_path
+):
+    """` New York` and ` New Delhi` start with the same token unless they are tokens."""
+    rows = [{"query": f"{k}", "response": ("New York", "New Delhi")[k % 2]} for k in range(12)]
+    own(tmp_path, rows[:8], rows[8:])
+    with pytest.raises(UserError) as error:
+        load(tmp_path, tokenizer=sentencepiece(characters, more), labels="remap")
+    assert "too few of the words for --labels remap" in str(error.value)
+    assert str(error.value).split("; use ")[1] == advice
 
 
 @pytest.mark.parametrize(
@@ -522,19 +631,37 @@ def test_a_space_before_a_digit_that_is_a_token_of_its_own_is_one_sentence(label
     with pytest.raises(UserError, match="same token.*use --labels digits or remap"):
         load(tmp_path, labels="words")
     task = tasks.Task("x", "own", None, labels=("1", "2"))
-    assert data.label_texts(task, "words", 0, None) == [" 1", " 2"]
+    assert data.write_labels(task, "words", 0, None) == [" 1", " 2"]
 
 
-def test_numbers_among_other_labels_are_not_renumbered(load, tmp_path):
-    rows = [{"query": f"case {k} :", "response": (5, "none")[k % 2]} for k in range(12)]
+@pytest.mark.parametrize(
+    "labels, more, advice",
+    [
+        ((5, "none"), ("▁none", "▁5", *NAMES), "--labels words or remap"),
+        ((5, "none"), ("▁none", "▁5"), "--labels words"),
+        (("none", "no"), NAMES, None),  # no number among them
+        ((5, "5 or so"), ("▁5", *NAMES), "--labels remap"),
+        ((7, "7 or so"), ("▁7",), "another model"),
+    ],
+)
+def test_numbers_among_other_labels_are_not_renumbered(labels, more, advice, load, tmp_path):
+    rows = [{"query": f"case {k} :", "response": labels[k % 2]} for k in range(12)]
     own(tmp_path, rows[:8], rows[8:])
-    with pytest.raises(
-        UserError,
-        match="--labels digits the label 5 of .* would become another number; "
-        "use --labels words or remap",
-    ):
-        load(tmp_path, labels="digits")
-    assert load(tmp_path).label_texts == [" 5", " none"]
+    pieces = sentencepiece("acesonr :0123456789", more)
+    if advice is None:
+        assert load(tmp_path, tokenizer=pieces, labels="digits").label_texts == ["0", "1"]
+        return
+    with pytest.raises(UserError) as error:
+        load(tmp_path, tokenizer=pieces, labels="digits")
+    message = f"with --labels digits the label {labels[0]} of "
+    assert str(error.value).startswith(message)
+    assert "would become another number" in str(error.value)
+    assert str(error.value).split("; use ")[1] == advice
+
+
+def test_numbers_and_words_as_labels_are_asked_for_as_they_are(load, tmp_path):
+    rows = [{"query": f"case {k} :", "response": (5, "none")[k % 2]} for k in range(12)]
+    assert load(own(tmp_path, rows[:8], rows[8:])).label_texts == [" 5", " none"]
 
 
 # ---- few-shot sets -------------------------------------------------------------------------------
@@ -605,16 +732,17 @@ def test_a_dev_example_is_never_a_training_example_also_in_the_smallest_pool():
     assert few.dev[0] not in few.train
 
 
-def test_a_label_too_rare_for_balanced_sets_is_named_with_the_way_out():
+@pytest.mark.parametrize("n, count", [(8, 2), (2, 1), (16, 7)])
+def test_a_label_too_rare_for_balanced_sets_is_named_with_the_way_out(n, count):
     common = [Example(f"c{k}", " common", k % 2) for k in range(40)]
-    pool = [*common, Example("r0", " rare", 2), Example("r1", " rare", 2)]
+    pool = [*common, *(Example(f"r{k}", " rare", 2) for k in range(count))]
     message = (
-        r"n = 8 needs 8 training and 4 dev examples, more than the pool of 42 has of the label "
-        r"rare; use a smaller --n or --no-balanced"
+        f"n = {n} needs {n} training and {n // 2} dev examples, more than the pool of "
+        f"{len(pool)} has of the label rare; use a smaller --n or --no-balanced"
     )
     with pytest.raises(UserError, match=message):
-        data.few_shot_set(pool, 8, balanced=True)
-    assert len(data.few_shot_set(pool, 8).train) == 8
+        data.few_shot_set(pool, n, balanced=True)
+    assert len(data.few_shot_set(pool, n).train) == n
 
 
 def test_sets_of_free_text_are_the_same_balanced_or_not():

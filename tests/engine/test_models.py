@@ -8,13 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from conftest import random_prompts, tiny
 from safetensors.torch import load_file, save_file
+from samples import write_lines
 from small import multimodal, small_tokenizer
+from tokenizers import AddedToken
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
+import data
 from engine import cpu, models
 from support.cli import UserError
 
@@ -160,12 +165,13 @@ def test_a_folder_is_known_by_the_sums_of_its_weights(saved):
     assert models.find(str(folder)).fingerprint == f"sha256:{several}"
 
 
-def test_an_old_configuration_that_asks_for_tuples_changes_nothing(saved):
-    folder = saved(tiny("Qwen3"), return_dict=False)
+@pytest.mark.parametrize("family", ["Qwen3", "Llama", "Gemma2"])
+def test_an_old_configuration_that_asks_for_tuples_changes_nothing(family, saved):
+    folder = saved(tiny(family), return_dict=False)
     assert transformers.AutoConfig.from_pretrained(folder).return_dict is False
     model = load(folder)
     tokens = torch.tensor(random_prompts([12]))
-    assert torch.equal(model(tokens).logits, tiny("Qwen3")(tokens).logits)
+    assert torch.equal(model(tokens).logits, tiny(family)(tokens).logits)
 
 
 def test_the_bundled_model_is_read_right(plain_bundled):
@@ -324,7 +330,7 @@ def test_a_damaged_bundled_model_says_how_to_rebuild_it(saved):
 @pytest.mark.parametrize("rows", [300, 499])
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_one_sentence(rows, saved):
     folder = saved(tiny(vocabulary=rows))
-    problem = f"has 500 tokens and the model embeds {rows}: they do not belong together"
+    problem = f"a token with the id 499 and the model embeds {rows}: they do not belong together"
     with pytest.raises(UserError, match=problem):
         load(folder)
 
@@ -333,29 +339,105 @@ def test_a_model_may_embed_more_than_its_tokenizer_has(saved):
     load(saved(tiny(vocabulary=600)))
 
 
-class Holes:
-    """A tokenizer with few tokens, one of them far up."""
-
-    eos_token_id = 2
-
-    def __len__(self):
-        return 4
-
-    def get_vocab(self):
-        return {"a": 3, "b": 4, "<end>": 2, "far": 500}
-
-
-def test_a_token_beyond_the_embeddings_is_refused_though_there_are_few():
-    models.check_tokenizer("x", tiny(vocabulary=501), Holes())
-    with pytest.raises(UserError, match="has a token with the id 500 and the model embeds 500"):
-        models.check_tokenizer("x", tiny(vocabulary=500), Holes())
+@pytest.mark.parametrize("far, fits", [(499, True), (500, False), (70_000, False)])
+def test_a_token_beyond_the_embeddings_is_refused_though_there_are_few(far, fits, saved):
+    """The ids of a tokenizer may have holes."""
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "w3": 3, "far": far}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w3"))
+    folder = saved(tiny())
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>").save_pretrained(folder)
+    if fits:
+        load(folder)
+        return
+    with pytest.raises(UserError, match=f"a token with the id {far} and the model embeds 500"):
+        load(folder)
 
 
-def test_an_end_token_beyond_the_embeddings_is_refused():
-    tokenizer = Holes()
-    tokenizer.eos_token_id = 501
-    with pytest.raises(UserError, match="has a token with the id 501 and the model embeds 501"):
-        models.check_tokenizer("x", tiny(vocabulary=501), tokenizer)
+@pytest.fixture
+def with_added(saved):
+    """with_added(token, **roles) saves a model with 500 embeddings and a tokenizer that has one
+    token more, and returns the folder.
+    """
+
+    def save(token, **roles):
+        folder = saved(tiny())
+        tokenizer = small_tokenizer()
+        tokenizer.add_tokens([token])
+        assert tokenizer.convert_tokens_to_ids(str(token)) == 500
+        for role, name in roles.items():
+            setattr(tokenizer, role, name)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+IMAGE = AddedToken("<image_soft_token>", special=True)  # of Gemma 3
+ADDED = [
+    (IMAGE, {}),
+    (AddedToken("<pad more>", special=True), {"pad_token": "<pad more>"}),
+    (AddedToken("<begin>", special=True), {"bos_token": "<begin>"}),  # which it puts nowhere
+    (AddedToken("newword"), {}),
+]
+
+
+@pytest.mark.parametrize("token, roles", ADDED)
+def test_an_added_token_without_an_embedding_does_no_harm_until_a_text_holds_it(
+    token, roles, with_added
+):
+    choice = models.find(str(with_added(token, **roles)), "cpu")
+    model = models.load_model(choice)
+    assert choice.tokenizer.not_embedded == {500: str(token)}
+    tokens = data.prompt_tokens(choice.tokenizer, [data.Example("w5 w6", " w7")], "w8 w9")
+    expected = tiny()(torch.tensor([tokens])).logits
+    assert torch.equal(model(torch.tensor([tokens])).logits, expected)
+    text = f"w5 {token} w6"
+    for demos, query in (([], text), ([data.Example(text, " w7")], "w8"), ([], str(token))):
+        with pytest.raises(UserError, match=f"a text holds '{token}', a token .* does not embed"):
+            data.prompt_tokens(choice.tokenizer, demos, query)
+    for example in (data.Example("w5", f" {token}"), data.Example("w5", f" {token}", 1)):
+        with pytest.raises(UserError, match=f"a text holds '{token}'"):
+            data.gold_tokens(choice.tokenizer, example, 200)
+
+
+@pytest.mark.parametrize("role", ["eos_token", "unk_token"])
+def test_an_added_token_that_prompts_need_is_refused_without_an_embedding(role, with_added):
+    folder = with_added(AddedToken("<needed>", special=True), **{role: "<needed>"})
+    with pytest.raises(UserError, match="a token with the id 500 and the model embeds 500"):
+        load(folder)
+
+
+def test_an_added_token_that_each_prompt_gets_is_refused_without_an_embedding(with_added):
+    folder = with_added(IMAGE)
+    inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{IMAGE} $A", special_tokens=[(str(IMAGE), 500)]
+    )
+    inner.save(str(folder / "tokenizer.json"))
+    with pytest.raises(UserError, match="a token with the id 500 and the model embeds 500"):
+        load(folder)
+
+
+def test_a_command_whose_data_hold_a_token_without_an_embedding_is_one_sentence(
+    call, tokenizer, tmp_path
+):
+    folder = tmp_path / "model"
+    tiny(vocabulary=len(tokenizer)).save_pretrained(folder)
+    larger = models.AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    larger.add_tokens([IMAGE])
+    larger.save_pretrained(folder)
+    rows = []
+    for k in range(12):
+        picture = IMAGE if k == 3 else ""
+        rows.append({"query": f"{picture}case {k} :", "response": ("yes", "no")[k % 2]})
+    (tmp_path / "task").mkdir()
+    write_lines(tmp_path / "task" / "train.jsonl", rows[:8])
+    write_lines(tmp_path / "task" / "test.jsonl", rows[8:])
+    ran = call("--model", folder, "--dataset", tmp_path / "task", "--n", "4")
+    assert ran.code == 2 and ran.out == ""
+    assert ran.err.splitlines()[-1].startswith("error: a text holds '<image_soft_token>', a token")
+    ran = call("--model", folder, "--dataset", "sst2", "--n", "2", "--methods", "sft")
+    assert ran.code == 0, ran.err
 
 
 # ---- safety --------------------------------------------------------------------------------------

@@ -161,7 +161,16 @@ def test_keys_with_the_name_of_an_adapter_in_them_load(tmp_path):
     assert_loads_as(theirs, tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bfloat16,
+        torch.float16,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.float8_e4m3fnuz,
+    ],
+)
 def test_weights_of_fewer_bits_are_read_as_float32(dtype, tmp_path):
     saved_by_peft(tmp_path)
     exact = load_file(tmp_path / WEIGHTS)
@@ -177,8 +186,9 @@ def test_weights_of_fewer_bits_are_read_as_float32(dtype, tmp_path):
 # ---- models with several towers ------------------------------------------------------------------
 
 
-def test_an_adapter_of_a_multimodal_model_is_loaded_again_by_us_and_by_peft(tmp_path):
-    model = multimodal()
+@pytest.mark.parametrize("family", ["Gemma3", "Llava", "Mistral3"])
+def test_an_adapter_of_a_multimodal_model_is_loaded_again_by_us_and_by_peft(family, tmp_path):
+    model = multimodal(family)
     before = logits(model)
     lora.add(model)
     randomise(model)
@@ -186,11 +196,11 @@ def test_an_adapter_of_a_multimodal_model_is_loaded_again_by_us_and_by_peft(tmp_
     targets = read_config(tmp_path)["target_modules"]
     assert len(targets) == 9
     assert all("language_model.layers." in name for name in targets)
-    other = multimodal()
+    other = multimodal(family)
     peft_files.load(other, tmp_path)
     assert torch.equal(logits(other), logits(model))
     assert not torch.allclose(logits(other), before, atol=1e-3)
-    theirs = PeftModel.from_pretrained(multimodal(), tmp_path)
+    theirs = PeftModel.from_pretrained(multimodal(family), tmp_path)
     torch.testing.assert_close(logits(theirs), logits(model), atol=1e-4, rtol=1e-4)
 
 

@@ -327,24 +327,58 @@ def test_a_model_that_does_not_run_on_texts_is_one_sentence():
         running.check_model(model, TOKENS)
 
 
-def test_a_sliding_window_of_one_is_refused():
-    running.check_model(tiny("Mistral", sliding_window=2), TOKENS)
+@pytest.mark.parametrize("family", ["Mistral", "Gemma2", "Gemma3Text"])
+def test_a_sliding_window_of_one_is_refused(family):
+    running.check_model(tiny(family, sliding_window=2), TOKENS)
     with pytest.raises(UserError, match="a sliding window of 1, behind which nothing is seen"):
-        running.check_model(tiny("Mistral", sliding_window=1), TOKENS)
+        running.check_model(tiny(family, sliding_window=1), TOKENS)
 
 
-def test_rotary_embeddings_that_depend_on_the_longest_row_are_refused():
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0] * 4,
-        "long_factor": [4.0] * 4,
-        "original_max_position_embeddings": 16,
-    }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 16,
+}
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    "family, rope",
+    [
+        ("Llama", LONGROPE),
+        ("Qwen3", LONGROPE),
+        ("Gemma3Text", {"full_attention": LONGROPE, "sliding_attention": PLAIN_ROPE}),
+        ("Gemma3Text", {"full_attention": PLAIN_ROPE, "sliding_attention": LONGROPE}),
+    ],
+)
+def test_rotary_embeddings_that_depend_on_the_longest_row_are_refused(family, rope):
     with pytest.raises(UserError, match="depend on the longest row of a batch .longrope."):
-        running.check_model(tiny("Llama", rope_parameters=rope), TOKENS)
-    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0}
-    running.check_model(tiny("Llama", rope_parameters=rope), TOKENS)
+        running.check_model(tiny(family, rope_parameters=rope), TOKENS)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "yarn"},
+        {"rope_type": "linear"},
+        {"rope_type": "dynamic"},  # it changes beyond the context only, where prompts never are
+        {
+            "rope_type": "llama3",
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 256,
+        },
+    ],
+)
+@torch.no_grad()
+def test_rotary_embeddings_that_do_not_depend_on_other_rows_are_accepted(rope):
+    model = tiny("Llama", rope_parameters={"rope_theta": 10000.0, "factor": 2.0, **rope})
+    running.check_model(model, TOKENS)
+    [long] = random_prompts([508])
+    alone = whole_pass(model, TOKENS)
+    torch.testing.assert_close(whole_pass(model, TOKENS + long)[:4], alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -355,10 +389,11 @@ def test_outputs_that_are_not_finite_are_refused(value):
         running.check_model(model, TOKENS)
 
 
-def test_weights_that_overflow_in_float16_are_refused():
+@pytest.mark.parametrize("module", ["norm", "layers.1.mlp.down_proj", "layers.0.self_attn.o_proj"])
+def test_weights_that_overflow_in_float16_are_refused(module):
     """Each weight is a number that float16 has; their products are not."""
     model = tiny("Llama")
-    model.model.norm.weight.data.fill_(60000)
+    model.model.get_submodule(module).weight.data.fill_(60000)
     running.check_model(model, TOKENS)
     with pytest.raises(UserError, match="not finite in float16.*convert them to bfloat16"):
         running.check_model(model.half(), TOKENS)

@@ -546,6 +546,20 @@ def test_one_file_is_printed_whole_and_several_as_one_test(tmp_path, capsys):
     assert "There are no results yet." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("wrap", [list, lambda rows: {"rows": rows}, lambda rows: rows[0]["run"]])
+def test_a_file_that_was_saved_again_in_another_form_is_not_taken_for_an_empty_one(
+    wrap, end, indent, tmp_path, capsys
+):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(wrap([row("sft", 0), row("sft", 1)]), indent=indent) + end)
+    assert cli.run_main(lambda: report.main([str(path)])) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.match(rf"error: {path}, line 1: this is not a result", printed.err)
+
+
 def test_a_missing_file_is_an_error_in_one_sentence(tmp_path, capsys):
     assert cli.run_main(lambda: report.main([str(tmp_path / "none.jsonl")])) == 2
     assert "there is no results file" in capsys.readouterr().err

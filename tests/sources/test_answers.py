@@ -275,6 +275,17 @@ NUMBERS = [
     ("#### 1e3", 1000),
     ("#### 2.5e2", 250),
 ]
+SPACES = [chr(code) for code in range(0x3001) if unicodedata.category(chr(code)) == "Zs"]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=unicodedata.name)
+def test_thousands_are_read_with_every_kind_of_space(space):
+    assert answers.number(f"#### 1{space}000") == 1000
+    assert answers.number(f"She has 1{space}234{space}567 stars.") == 1_234_567
+    assert answers.same_formula(f"12{space}345", "12345")
+    assert answers.number(f"#### 5{space}3") is None
+
+
 NO_NUMBERS = [
     "no number at all",
     "####",

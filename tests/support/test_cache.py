@@ -166,3 +166,26 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch):
         UserError, match="cannot write to the cache folder /proc/nowhere .*set IA2_CACHE"
     ):
         caching.cached("thing", None)
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user whom the system does not know, without HOME."""
+    for name in ("HOME", "IA2_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("chosen", [None, "~/models", "~nobody-of-that-name/models"])
+def test_without_a_home_the_cache_needs_a_folder_of_its_own(chosen, homeless):
+    if chosen:
+        homeless.setenv("IA2_CACHE", chosen)
+    with pytest.raises(UserError, match="no home folder for the cache; set IA2_CACHE to a folder"):
+        caching.cached("thing", None)
+
+
+@pytest.mark.parametrize("name, folder", [("IA2_CACHE", "."), ("XDG_CACHE_HOME", "ia2")])
+def test_without_a_home_a_folder_that_is_given_is_used(name, folder, homeless, tmp_path):
+    homeless.setenv(name, str(tmp_path))
+    assert caching.cache_folder() == tmp_path / folder

@@ -4,9 +4,14 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
+import data
+import ia2
+from engine import models
+from lab import sweep
 from support import cli
 
 ROOT = Path(__file__).parents[2]
@@ -86,8 +91,10 @@ def test_other_errors_are_not_hidden():
         cli.run_main(main)
 
 
+# torch, which takes seconds to import and does nothing here, is left out.
 SCRIPT = """
-import sys
+import sys, types
+sys.modules["torch"] = types.SimpleNamespace(OutOfMemoryError=MemoryError)
 sys.path.insert(0, {root!r})
 from support import cli
 def main():
@@ -101,10 +108,19 @@ def child(body, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
-def test_a_reader_that_leaves_early_ends_the_command_quietly():
-    process = child("for i in range(10**6): print('a line of text', i)")
+@pytest.mark.parametrize(
+    "body",
+    [
+        "for i in range(10**6): print('a line of text', i)",
+        "print('first', flush=True); print('a line of text\\n' * 10**6)",
+        "print('first', flush=True); sys.stdin.read(); print('last')",  # kept back until the end
+    ],
+)
+def test_a_reader_that_leaves_early_ends_the_command_quietly(body):
+    process = child(body, stdin=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
+    process.stdin.close()
     error = process.stderr.read()
     assert (process.wait(), error) == (0, b"")
 
@@ -115,10 +131,18 @@ def test_a_pipe_to_another_process_that_breaks_is_an_error():
     assert process.returncode == 2 and error.startswith(b"error: [Errno 32] Broken pipe")
 
 
-def test_an_output_that_is_not_utf8_does_not_stop_the_table():
-    process = child("print('tâche')", env={"PYTHONIOENCODING": "ascii", "PATH": ""})
+@pytest.mark.parametrize(
+    "encoding, text, shown",
+    [
+        ("ascii", "tâche", b"t\\xe2che"),
+        ("latin-1", "tâche 任务", b"t\xe2che \\u4efb\\u52a1"),
+        ("cp1251", "задача ½ 😀", "задача ".encode("cp1251") + b"\\xbd \\U0001f600"),
+    ],
+)
+def test_an_output_that_is_not_utf8_does_not_stop_the_table(encoding, text, shown):
+    process = child(f"print({text!r})", env={"PYTHONIOENCODING": encoding, "PATH": ""})
     out, error = process.communicate()
-    assert process.returncode == 0 and out.startswith(b"t\\xe2che"), error
+    assert process.returncode == 0 and out.strip() == shown, error
 
 
 @pytest.mark.parametrize(
@@ -131,34 +155,45 @@ def test_the_nearest_name_is_suggested(name, expected):
 
 def test_the_command_that_is_written_down_is_the_one_that_ran(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/ia2.py", "--n", "4", "--dataset", "my task"])
-    monkeypatch.setattr("sys.modules", {**sys.modules, "__main__": type(sys)("__main__")})
-    assert cli.command_line() == "python ia2.py --n 4 --dataset 'my task'"
-    assert cli.command_line(["--n", 8]) == "python ia2.py --n 8"
-
-
-WHERE = (
-    "import sys; sys.path.insert(0, {root!r}); from support import cli; print(cli.command_line())"
-)
+    assert cli.command_line("ia2.py") == "python ia2.py --n 4 --dataset 'my task'"
+    assert cli.command_line("-m lab.sweep") == "python -m lab.sweep --n 4 --dataset 'my task'"
+    assert cli.command_line("ia2.py", ["--n", 8]) == "python ia2.py --n 8"
 
 
 @pytest.mark.parametrize(
-    "start, command",
+    "script",
     [
-        ("room/run.py", "python run.py --n 4"),
-        ("-m room.run", "python -m room.run --n 4"),
-        ("-m room", "python -m room --n 4"),
-        ("-m pdb -c continue room/run.py", "python run.py --n 4"),
-        ("-m cProfile room/run.py", "python run.py --n 4"),
+        "/usr/lib/python3/site-packages/ipykernel_launcher.py",  # a notebook
+        "-c",
+        "",  # an interactive session
+        "/usr/lib/python3/pdb.py",
+        "/usr/bin/pytest",
     ],
 )
-def test_a_module_is_told_from_a_script_also_below_a_debugger(start, command, tmp_path):
-    room = tmp_path / "room"
-    room.mkdir()
-    for name in ("run", "__main__"):
-        (room / f"{name}.py").write_text(WHERE.format(root=str(ROOT)))
-    words = [sys.executable, *start.split(), "--n", "4"]
-    ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, input="q\n")
-    assert command in ran.stdout.splitlines(), ran.stderr
+@pytest.mark.parametrize(
+    "main, program", [(ia2.main, "ia2.py"), (sweep.main, "-m lab.sweep")], ids=["ia2", "sweep"]
+)
+def test_a_main_called_from_elsewhere_writes_down_its_own_command(
+    main, program, script, monkeypatch, tmp_path
+):
+    """It runs up to where it takes down its command."""
+    written = []
+
+    def keep(out, settings, command, *rest):
+        written.append(command)
+        raise StopIteration
+
+    monkeypatch.setattr("sys.argv", [script, "-f", "kernel.json"])
+    monkeypatch.setattr(models, "find", MagicMock())
+    monkeypatch.setattr(data, "load_with_tests", lambda *words: (MagicMock(), []))
+    monkeypatch.setattr(data, "few_shot_set", MagicMock())
+    monkeypatch.setattr(data, "training_settings", lambda *words: {})
+    monkeypatch.setattr(ia2, "set_up", lambda *words: MagicMock(settings={}))
+    monkeypatch.setattr(ia2, "Results", keep)
+    monkeypatch.setattr(sweep, "Sweep", lambda **fields: keep("", {}, fields["command"]))
+    with pytest.raises(StopIteration):
+        main(["--dataset", "my task", "--n", "2", "--out", str(tmp_path)])
+    assert written == [f"python {program} --dataset 'my task' --n 2 --out {tmp_path}"]
 
 
 def test_results_only_go_to_stdout(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """pytest tests/support/test_records.py: rows are written whole, read strictly, and shown."""
 
 import json
+import re
 
 import pytest
 
@@ -115,8 +116,15 @@ def test_a_run_is_named_by_all_of_its_settings_but_the_method():
     assert other.rpartition("/")[0] == name.rpartition("/")[0]
     for change in ({"seed": 1}, {"lr": 1e-4}, {"keep": "last"}, {"model": "x"}):
         assert records.run_name(settings(**change)) != name
-    long = records.run_name(settings(dataset="a/" * 200))
-    assert max(len(part) for part in long.split("/")) < 120
+
+
+@pytest.mark.parametrize("dataset", ["a/" * 200, "b" * 250, "/" + "données/" * 30, "___/"])
+def test_a_run_of_a_folder_with_a_long_or_an_odd_path_has_a_usual_name(dataset):
+    name = records.run_name(settings(dataset=dataset))
+    run, method = name.split("/")
+    assert method == "sft" and 10 < len(run) < 120
+    assert re.fullmatch(r"[-.A-Za-z0-9]+", run)
+    assert records.run_name(settings(dataset=f"x{dataset}")) != name
 
 
 def test_an_adapter_and_its_training_are_saved_beside_the_rows(tmp_path):
