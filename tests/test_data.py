@@ -557,7 +557,7 @@ def test_where_arbitrary_names_do_not_do_the_styles_that_work_are_named(
     characters, more, advice, load, tmp_path
 ):
     """` New York` and ` New Delhi` start with the same token unless they are tokens."""
-    rows = [{"query": f"{k}", "response": ("New York", "New Delhi")[k % 2]} for k in range(12)]
+    rows = [{"query": f"{k}y", "response": ("New York", "New Delhi")[k % 2]} for k in range(12)]
     own(tmp_path, rows[:8], rows[8:])
     with pytest.raises(UserError) as error:
         load(tmp_path, tokenizer=sentencepiece(characters, more), labels="remap")
@@ -595,7 +595,7 @@ def test_labels_that_cannot_be_told_apart_name_the_styles_that_work(
     asked, characters, more, advice, load, tmp_path
 ):
     """What a tokenizer does not know is its unknown token, whatever the label."""
-    rows = [{"query": f"{k}", "response": ("New York", "New Delhi")[k % 2]} for k in range(12)]
+    rows = [{"query": f"{k}y", "response": ("New York", "New Delhi")[k % 2]} for k in range(12)]
     own(tmp_path, rows[:8], rows[8:])
     with pytest.raises(UserError) as error:
         load(tmp_path, tokenizer=sentencepiece(characters, more), labels=asked)
@@ -846,6 +846,23 @@ def test_own_rows_with_few_short_responses_are_a_label_task(load, tmp_path, caps
     assert task.max_tokens == 1
     assert task.pool[0] == Example("The colour of grass is", " green", 0)
     assert "is a label task: green, white" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "query, labels",
+    [
+        ("Thing {}: rate it from 1 to 5", [1, 2, 3]),
+        ("{} Seen in 2019", ["0", "1", "0"]),
+        ("Score {}", [10, 20, 10]),
+    ],
+)
+def test_a_number_behind_a_query_that_ends_in_a_digit_is_refused(query, labels, load, tmp_path):
+    rows = [{"query": query.format(k), "response": labels[k % 3]} for k in range(12)]
+    with pytest.raises(UserError, match=r"ends in a digit .* end queries in a colon, or use"):
+        load(own(tmp_path, rows[:9], rows[9:]))
+    for row in rows:
+        row["query"] += ":"
+    assert load(own(tmp_path, rows[:9], rows[9:])).label_texts[0] in ("0", "1", "10")
 
 
 def test_own_rows_with_many_responses_are_free_text(load, tmp_path):
