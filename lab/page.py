@@ -530,8 +530,8 @@ def reading(record: dict) -> str:
         "mean of the cloud has come from base (0%) to ICL (100%) along the first axis.",
         f"The first axis, {first:.0%} of the variance, is mostly the shift from base to ICL that "
         f"all queries share. steer adds such a shift and nothing else, one vector a layer: way "
-        f"{percent(ends['steer'].way)}, asim {ends['steer'].asim:.2f}. So asim says mostly whether "
-        f"the shared shift is there. With it taken off, the similarity is "
+        f"{percent(ends['steer'].way)}, asim {ends['steer'].asim:.2f}. So much of asim can be had "
+        f"from the shared shift alone. With it taken off, the similarity is "
         f"{ends['base'].centred:.2f} for base, {ends['sft'].centred:.2f} for SFT, "
         f"{ends['ia2'].centred:.2f} for IA2 and {ends['steer'].centred:.2f} for steer.",
         f"The second axis, {second:.1%}, is mostly the order of ICL's demonstrations: every "
