@@ -182,6 +182,16 @@ def test_the_report_of_all_files_is_what_the_report_prints(capsys):
     assert (ROOT / "results" / "report.md").read_text(encoding="utf-8") == printed
 
 
+def test_the_anatomy_beside_its_records_is_what_the_command_prints(capsys, tmp_path):
+    folder = ROOT / "results" / "anatomy"
+    summary = tmp_path / "anatomy.json"
+    anatomy.main(["--show", str(folder / "anatomy.jsonl"), "--json", str(summary)])
+    printed = capsys.readouterr().out
+    assert (folder / "report.md").read_text(encoding="utf-8") == printed
+    committed = json.loads((ROOT / "results" / "anatomy.json").read_text(encoding="utf-8"))
+    assert json.loads(summary.read_text(encoding="utf-8")) == committed
+
+
 INTERVAL = re.compile(r"[+-]?[\d.]+ \[[+-]?[\d.]+, [+-]?[\d.]+\]")
 REPORTS = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("results/**/report.md"))
 
