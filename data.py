@@ -111,7 +111,7 @@ def load(name: str, tokenizer, options: Options = Options()) -> Data:
     tokens = []
     max_tokens = options.max_tokens or task.max_tokens
     if texts:
-        check_joins(name, pool + test, texts)
+        check_joins(task, style, options.seed, tokenizer, pool + test)
         tokens = label_tokens(task, style, options.seed, tokenizer, pool[0].query)
         max_tokens = 1
     return Data(task, pool, test, rows.source, prompt, style, texts, tokens, max_tokens)
@@ -125,16 +125,17 @@ def check_parts(name: str, train: list, test: list) -> None:
         )
 
 
-def check_joins(name: str, examples: list[Example], texts: list[str]) -> None:
+def check_joins(
+    task: tasks.Task, style: str, seed: int, tokenizer, examples: list[Example]
+) -> None:
     """Raise UserError where a query and its label would read as one number: `1 to 5` and `2`."""
-    if not texts[0][0].isdigit():
-        return
     for example in examples:
-        if example.query[-1].isdigit():
+        if example.query[-1].isdigit() and example.response[0].isdigit():
+            advice = other_styles(task, style, seed, tokenizer, example.query)
             raise UserError(
-                f"a query of {name} ends in a digit ({example.query[-20:]!r}), and the label "
-                f"{texts[0]} behind it would read as the same number; end queries in a colon, or "
-                "use --labels words"
+                f"a query of {task.name} ends in a digit ({example.query[-20:]!r}), and the label "
+                f"{example.response} behind it would read as the same number; end queries in a "
+                f"colon, or {advice}"
             )
 
 

@@ -31,7 +31,7 @@ RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
 LOWERED = "₀₁₂₃₄₅₆₇₈₉₊₋"
 VULGAR = "¼-¾⅐-⅞"
 # Signs that look alike and that NFKC keeps apart; zero-width spaces and soft hyphens go.
-SIGNS = str.maketrans("‐‒–−⁄∕‘’“”º", "----//''\"\"°", "\u200b\u2060\ufeff\u00ad")
+SIGNS = str.maketrans("‐‒–−⁄∕‘’“”º\u1680", "----//''\"\"° ", "\u200b\u2060\ufeff\u00ad")
 
 
 def normal(text: str, scripts_after: str = r"\d)\]") -> str:

@@ -96,21 +96,31 @@ class Trunk:
 
 
 class Machine:
-    """A process that forks for every command, and the folder that its commands run in."""
+    """A process that forks for every command, and the folder that its commands run in.
+
+    It starts with its first command, or before with `start`, which does not wait for it.
+    """
 
     def __init__(self, trunk: Trunk, folder: Path, **settings: str):
         folder.mkdir(parents=True, exist_ok=True)
+        self.trunk = trunk
         self.folder = folder
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(trunk.address)
-            self.pipe = connection.makefile("rw")
-        self.write({"folder": str(folder), "settings": settings})
+        self.settings = settings
+        self.pipe = None
+
+    def start(self) -> None:
+        if self.pipe is None:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(self.trunk.address)
+                self.pipe = connection.makefile("rw")
+            self.write({"folder": str(self.folder), "settings": self.settings})
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        self.pipe.close()
+        if self.pipe is not None:
+            self.pipe.close()
 
     def run(self, *words, **settings: str) -> Ran:
         """`python ia2.py` with these words; `settings` are added to the environment."""
@@ -121,6 +131,7 @@ class Machine:
         return self.send({"call": function, "arguments": arguments}, settings)
 
     def send(self, job: dict, settings: dict[str, str]) -> Ran:
+        self.start()
         self.write({**job, "settings": settings})
         answer = self.pipe.readline()
         if not answer:
@@ -144,16 +155,18 @@ def branch(listener: socket.socket) -> None:
     for name in COMMON:
         importlib.import_module(name)
     assert not set(READ_SETTINGS) & set(sys.modules)
+    machines = []
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
-        if os.fork() == 0:
+        machines.append(os.fork())
+        if machines[-1] == 0:
             listener.close()
             serve(connection.makefile("rw"))
             os._exit(0)  # nothing to clear up
         connection.close()
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.wait()
+    for machine in machines:
+        os.kill(machine, signal.SIGTERM)
+        os.waitpid(machine, 0)
     os._exit(0)
 
 

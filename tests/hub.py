@@ -251,6 +251,9 @@ class Handler(BaseHTTPRequestHandler):
     """What both servers share: records, faults, ranges and broken connections."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = (
+        True  # it would hold back each body for 40 ms, until headers are acked
+    )
     name = ""
 
     def log_message(self, *words):

@@ -66,7 +66,7 @@ def running_hub(trunk):
 @pytest.fixture(scope="module")
 def computers(trunk, running_hub, tmp_path_factory):
     """Three: the second has the home of the first and is told that it is offline, the third keeps
-    data sets elsewhere. They start while tests run that need none of them.
+    data sets elsewhere. Two start while tests run that need none of them.
     """
     home = tmp_path_factory.mktemp("home")
     work = home / "work"
@@ -76,6 +76,8 @@ def computers(trunk, running_hub, tmp_path_factory):
         Machine(trunk, work, **settings, HF_HUB_OFFLINE="1") as second,
         Machine(trunk, work, **settings, HF_DATASETS_CACHE=str(home / "data")) as third,
     ):
+        first.start()
+        second.start()
         cache = home / "huggingface"
         yield SimpleNamespace(online=first, offline=second, elsewhere=third, cache=cache)
 
@@ -301,6 +303,7 @@ def commands(computers, running_hub):
         for name in NAMES:
             first[name] = run(online, name, "online", **MEMBER)
             again[name] = threads.submit(run, offline, name, "offline")
+            computers.elsewhere.start()  # it has time until it is needed
         with stopped(running_hub):
             gone = {TINY: run(online, TINY, "gone")}
     check_requests(running_hub)

@@ -1,6 +1,7 @@
 """pytest tests/lab/test_sweep.py: what the runs of a sweep share, how they resume, its options."""
 
 import functools
+import json
 import math
 import os
 import random
@@ -15,6 +16,7 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
+from samples import write_lines
 
 import data
 import ia2
@@ -386,9 +388,11 @@ def test_one_set_under_two_names_is_refused(call, place, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         for part in ("train", "test"):
-            text = (place / "bench" / "sst2" / f"{part}.jsonl").read_text()
-            text = text.replace('"sentence"', '"query"').replace('"label"', '"response"')
-            (folder / f"{part}.jsonl").write_text(text)
+            lines = (place / "bench" / "sst2" / f"{part}.jsonl").read_text().splitlines()
+            rows = []
+            for row in map(json.loads, lines):
+                rows.append({"query": f"{row['sentence']}:", "response": row["label"]})
+            write_lines(folder / f"{part}.jsonl", rows)
     result = call("--dataset", tmp_path / "one", "--eval", tmp_path / "two", main=sweep.main)
     assert result.code == 2 and "are the same texts here" in result.err.splitlines()[-1]
 
