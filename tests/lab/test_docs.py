@@ -67,7 +67,7 @@ def made_small(command, place, runs):
     """The words of a command with a tiny model and small data; None to leave it out."""
     command = command.replace("$SLURM_ARRAY_TASK_ID", "0")
     script, *words = shlex.split(command)
-    tested_elsewhere = script in ("lab.bench", "lab.reproduce", "lab.page")
+    tested_elsewhere = script in ("lab.bench", "lab.reproduce", "lab.page") or "--show" in words
     if "--help" in words or tested_elsewhere:
         return None
     if script in ("lab.report", "lab.hypotheses"):
