@@ -76,6 +76,7 @@ class Trunk:
             if not key.startswith(SETTINGS) and not key.lower().endswith("_proxy"):
                 environment[key] = value
         environment.update(PYTHONPATH=str(ROOT), TOKENIZERS_PARALLELISM="false")
+        environment["OMP_NUM_THREADS"] = "1"  # machines run side by side, with tiny models
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.address)
             listener.listen()
