@@ -529,11 +529,7 @@ def set_up(choice: models.ModelChoice, task: data.Data, tests: list, rank: int) 
     lora.add(model, rank, alpha=rank)
     with lora.disable(model):
         logprobs = next_logprobs(model, unrelated) if unrelated else None
-    settings = {
-        "model": choice.name,
-        "model_hash": choice.fingerprint,
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
+    settings = models.settings(choice, model)
     return Setup(model, choice.tokenizer, task, tests, rank, settings, unrelated, logprobs)
 
 

@@ -261,6 +261,15 @@ UNUSED = re.compile(r"(^|[._])(vision|visual|image|video|audio|multi_modal|mtp)(
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def settings(choice: ModelChoice, model: PreTrainedModel) -> dict[str, str]:
+    """What a results row tells of the model, to tell it from others."""
+    return {
+        "model": choice.name,
+        "model_hash": choice.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
 def check_weights(name: str, model: PreTrainedModel, report: dict) -> None:
     """Raise UserError if weights were missing from a model's files, had another shape, or were left
     over, by what transformers reports, or if one is not finite.

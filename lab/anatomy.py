@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -299,12 +298,7 @@ def add_record(study: Study, few_shot, test: data.Data, figures: dict) -> None:
         **settings,
         **data.test_settings(test),
         **rounded(figures),
-        "run": records.run_name(settings),
-        "command": study.command,
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "commit": records.commit(),
-        "machine": records.processor(),
-        "threads": torch.get_num_threads(),
+        **records.made_by(records.run_name(settings), study.command),
     }
     with FileLock(Path(study.out, records.LOCK)):
         known = read_records(study.file)
@@ -377,11 +371,7 @@ def set_up(choice, names: list[str], options: data.Options) -> ia2.Setup:
         check_count(test.task.name, len(test.test))
     model = models.load_model(choice)
     cpu.speed_up(model)
-    settings = {
-        "model": choice.name,
-        "model_hash": choice.fingerprint,
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
+    settings = models.settings(choice, model)
     return ia2.Setup(model, choice.tokenizer, task, tests, 0, settings, [], None)
 
 

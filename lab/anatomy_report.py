@@ -16,6 +16,8 @@ from support.cli import UserError
 FILE = "anatomy.jsonl"
 METHODS = ("base", "icl", "steer", "exact")
 TEACHERS = ("flipped", "foreign", "shuffled")
+TEACHER_SCORES = ("accuracy", "agreement", "asim", "asim_centred")
+PERCENT = ("accuracy", "label_mass", "agreement")  # shown as such
 
 # ---- reading -------------------------------------------------------------------------------------
 
@@ -28,19 +30,8 @@ def read_records(path: str | Path) -> list[dict]:
     A last line that a killed process left cut is passed over. Raises UserError for any other line
     that is no record.
     """
-    if not Path(path).exists():
-        return []
-    lines = Path(path).read_bytes().split(b"\n")
     found = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines) and records.is_cut(line, error):
-                continue
-            record = None
+    for number, record in records.read_lines(path):
         if not isinstance(record, dict) or any(field not in record for field in NEEDED):
             raise UserError(
                 f"{path}, line {number}: this is no record of lab.anatomy; restore the file with "
@@ -168,39 +159,29 @@ def shift_lines(groups: list[Group]) -> list[list[str]]:
 
 
 def method_lines(groups: list[Group]) -> list[list[str]]:
-    lines = [[*START, "method", "accuracy %", "label mass %", "NLL", "asim", "asim centred"]]
-    for each in groups:
-        for method in METHODS:
-            at = ("methods", method)
-            lines.append(
-                [
-                    *each.start(),
-                    method,
-                    interval(each.values(*at, "accuracy"), 100, 1),
-                    interval(each.values(*at, "label_mass"), 100, 1),
-                    interval(each.values(*at, "nll")),
-                    interval(each.values(*at, "asim")),
-                    interval(each.values(*at, "asim_centred")),
-                ]
-            )
-    return lines
+    heads = ("accuracy %", "label mass %", "NLL", "asim", "asim centred")
+    fields = ("accuracy", "label_mass", "nll", "asim", "asim_centred")
+    head = [*START, "method", *heads]
+    return [head, *part_lines(groups, "methods", METHODS, fields)]
 
 
 def teacher_lines(groups: list[Group]) -> list[list[str]]:
-    lines = [[*START, "other side", "ICL's accuracy %", "same answer %", "cosine", "centred"]]
+    heads = ("ICL's accuracy %", "same answer %", "cosine", "centred")
+    head = [*START, "other side", *heads]
+    return [head, *part_lines(groups, "teachers", TEACHERS, TEACHER_SCORES)]
+
+
+def part_lines(groups: list[Group], part: str, names, fields) -> list[list[str]]:
+    """For each group and each name in a `part` of its records a line with the scores `fields`."""
+    lines = []
     for each in groups:
-        for teacher in TEACHERS:
-            at = ("teachers", teacher)
-            lines.append(
-                [
-                    *each.start(),
-                    teacher,
-                    interval(each.values(*at, "accuracy"), 100, 1),
-                    interval(each.values(*at, "agreement"), 100, 1),
-                    interval(each.values(*at, "asim")),
-                    interval(each.values(*at, "asim_centred")),
-                ]
-            )
+        for name in names:
+            cells = []
+            for field in fields:
+                values = each.values(part, name, field)
+                in_percent = field in PERCENT
+                cells.append(interval(values, 100, 1) if in_percent else interval(values))
+            lines.append([*each.start(), name, *cells])
     return lines
 
 
@@ -208,7 +189,6 @@ def teacher_lines(groups: list[Group]) -> list[list[str]]:
 
 SUMMARY_SETTINGS = (*NAMED, "source", "eval_source", "balanced", "dtype", "foreign", "test")
 SUMMARY_SCORES = ("accuracy", "label_mass", "nll", "asim", "asim_centred", "agreement")
-TEACHER_SCORES = ("accuracy", "agreement", "asim", "asim_centred")
 SUMMARY_FIGURES = (
     ("share",),
     ("share_median",),

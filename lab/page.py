@@ -342,11 +342,11 @@ def few_shot_rows() -> list[dict]:
     paths = [ROOT / "results" / name / "results.jsonl" for name in NEWEST]
     if not paths[0].exists():
         paths = [ROOT / "results" / name / "results.jsonl" for name in FORMER]
-    found = [row for path in paths for row in records.read_rows(path)]
-    found = [row for row in comparisons.planned(found) if row["n"] == 4]
-    found = result_rows.at_rate(found, comparisons.PLAN_RATE)
-    result_rows.check_rows(found)
-    return found
+    committed = [row for path in paths for row in records.read_rows(path)]
+    planned = [row for row in comparisons.planned(committed) if row["n"] == 4]
+    at_plan = result_rows.at_rate(planned, comparisons.PLAN_RATE)
+    result_rows.check_rows(at_plan)
+    return at_plan
 
 
 def few_shot_tests(rows: list[dict]) -> list[dict]:

@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,19 +54,8 @@ def read_rows(path: str | Path) -> list[dict]:
     A last line that was cut by a full disk or a killed process is passed over. Raises UserError for
     any other line that is no row.
     """
-    if not Path(path).exists():
-        return []
-    lines = Path(path).read_bytes().split(b"\n")
     rows = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines) and is_cut(line, error):
-                continue
-            row = None
+    for number, row in read_lines(path):
         problem = problem_of(row)
         if problem:
             raise UserError(
@@ -75,6 +64,26 @@ def read_rows(path: str | Path) -> list[dict]:
             )
         rows.setdefault(row_key(row), row)
     return list(rows.values())
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, object]]:
+    """(number, value) of each line of JSON in a file, None for a line that is no JSON.
+
+    Blank lines are passed over, and a last line that is cut; a file that is not there has none.
+    """
+    if not Path(path).exists():
+        return
+    lines = Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and is_cut(line, error):
+                continue
+            value = None
+        yield number, value
 
 
 def is_cut(line: bytes, error: ValueError) -> bool:
@@ -132,16 +141,9 @@ def add_rows(
     left; `save(folder)` writes the adapter. The file is written whole, or stays as it was.
     """
     run = run_name(settings)
-    made_by = {
-        "run": run,
-        "command": command,
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "commit": commit(),
-        "machine": processor(),
-        "threads": torch.get_num_threads(),
-    }
+    origin = made_by(run, command)
     training = {**(training or {}), **summary(training)}
-    rows = [{**settings, **result, **training, **made_by} for result in results]
+    rows = [{**settings, **result, **training, **origin} for result in results]
     path = Path(out, "results.jsonl")
     with FileLock(Path(out, LOCK)):
         if save is not None:
@@ -154,6 +156,18 @@ def add_rows(
         new = [row for row in rows if row_key(row) not in there]
         write_rows(path, known + new)
     return rows
+
+
+def made_by(run: str, command: str) -> dict:
+    """Which run, command, code and machine made a row."""
+    return {
+        "run": run,
+        "command": command,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "commit": commit(),
+        "machine": processor(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def summary(training: dict | None) -> dict:
