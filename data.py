@@ -6,6 +6,7 @@ letter by letter. `sources/tasks.py` says where rows come from, a user's own inc
 
 import math
 import random
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from sources import own, readers, tasks
@@ -88,33 +89,32 @@ def load(name: str, tokenizer, options: Options = Options()) -> Data:
     """
     rows = read_or_stand_in(name, options.data_dir)
     task = rows.task
+    check_parts(name, rows.train, rows.test)
     style = None
-    texts = []
+    labels = Labels([], [])
+    prompt = task.prompt
     if task.labels:
         style = options.labels or task.label_style or options.default_labels or "digits"
-    prompt = task.prompt
-    if options.plain and task.plain_prompt and style == "words":
-        prompt = task.plain_prompt  # digits and arbitrary names are asked for as the paper does
-    check_parts(name, rows.train, rows.test)
-    if task.labels:
+        if options.plain and task.plain_prompt and style == "words":
+            prompt = task.plain_prompt  # digits and arbitrary names are asked for as the paper does
         query = prompt.format(text=rows.train[0].text)
-        texts = label_texts(task, style, options.seed, tokenizer, query)
+        labels = find_labels(task, style, options.seed, tokenizer, query)
     as_written = task.family == "own"  # your own queries may differ in case alone
-    worded_test = [word(item, prompt, texts) for item in rows.test]
-    worded_pool = [word(item, prompt, texts) for item in rows.train]
+    worded_test = [word(item, prompt, labels.texts) for item in rows.test]
+    worded_pool = [word(item, prompt, labels.texts) for item in rows.train]
     test = drop_repeats(worded_test, [], as_written)
     pool = drop_repeats(worded_pool, test, as_written)
     repeats = len(worded_test) + len(worded_pool) - len(test) - len(pool)
     if repeats and as_written:
         log(f"{task.name}: {repeats} rows repeat a query and are left out")
     check_parts(name, pool, test)
-    tokens = []
     max_tokens = options.max_tokens or task.max_tokens
-    if texts:
+    if task.labels:
         check_joins(task, style, options.seed, tokenizer, pool + test)
-        tokens = label_tokens(task, style, options.seed, tokenizer, pool[0].query)
         max_tokens = 1
-    return Data(task, pool, test, rows.source, prompt, style, texts, tokens, max_tokens)
+    return Data(
+        task, pool, test, rows.source, prompt, style, labels.texts, labels.tokens, max_tokens
+    )
 
 
 def check_parts(name: str, train: list, test: list) -> None:
@@ -150,16 +150,26 @@ def load_with_tests(
     for each in (name, *test_names):
         tasks.find_task(each)  # an unknown name is told before anything is read
     training = load(name, tokenizer, options)
-    tests = []
+    others = {}
     for test_name in test_names:
-        if test_name == name:
-            tests.append(training)
-            continue
-        test = load(test_name, tokenizer, replace(options, labels=training.label_style))
-        tasks.check_pair(training.task, test.task)
-        tests.append(test)
-    check_distinct(training, tests)
-    return training, tests
+        if test_name != name:
+            test = load(test_name, tokenizer, replace(options, labels=training.label_style))
+            tasks.check_pair(training.task, test.task)
+            others[test_name] = test
+    check_distinct(training, list(others.values()))
+    training = without_tested(training, list(others.values()))
+    return training, [others.get(test_name, training) for test_name in test_names]
+
+
+def without_tested(training: Data, tests: list[Data]) -> Data:
+    """The training task without the queries that another task tests on."""
+    tested = [example for test in tests for example in test.test]
+    pool = drop_repeats(training.pool, tested, as_written=training.task.family == "own")
+    count = len(training.pool) - len(pool)
+    if count:
+        log(f"{training.task.name}: {count} training rows are test queries too and are left out")
+    check_parts(training.task.name, pool, training.test)
+    return replace(training, pool=pool)
 
 
 def check_distinct(training: Data, tests: list[Data]) -> None:
@@ -240,7 +250,7 @@ def draw_test(task: Data, count: int, seed: int = 0, number: int = 0) -> Data:
 def unrelated_prompts(tokenizer, leave_out: list[Data], count: int = 200) -> list[list[int]]:
     """The first tokens of bundled texts that have nothing to do with the tasks, shortest first.
 
-    None where they cannot be fetched, which is said.
+    Empty, with a warning, where they cannot be fetched.
     """
     used = {task.task.snippets for task in leave_out}
     names = [name for name in UNRELATED if tasks.TASKS[name].snippets not in used]
@@ -263,16 +273,52 @@ class StyleError(Exception):
     """Why the labels of a task cannot be written in a style."""
 
 
-def label_texts(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> list[str]:
-    """What follows a query for each label (see `write_labels`).
+@dataclass(frozen=True)
+class Labels:
+    """What follows a query for each label, and its first token."""
+
+    texts: list[str]
+    tokens: list[int]
+
+
+def find_labels(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> Labels:
+    """The labels of a task in a style, behind queries like `query`.
 
     Raises UserError where the style does not do for them; it names those that do.
     """
     try:
-        return write_labels(task, style, seed, tokenizer)
+        return labels_in(style, task, seed, tokenizer, query)
     except StyleError as error:
         advice = other_styles(task, style, seed, tokenizer, query)
         raise UserError(f"{error}; {advice}") from None
+
+
+def labels_in(style: str, task: tasks.Task, seed: int, tokenizer, query: str) -> Labels:
+    """As `find_labels`. Raises StyleError where the style does not do."""
+    texts = write_labels(task, style, seed, tokenizer)
+    tokens = first_tokens(tokenizer, query, texts)
+    clash = same_start(tokens)
+    if clash is None:
+        return Labels(texts, tokens)
+    first, second = (texts[i] for i in clash)
+    if first == second:
+        raise StyleError(f"the label {first!r} of {task.name} adds no token to a query")
+    raise StyleError(
+        f"the labels {first!r} and {second!r} of {task.name} start with the same token under this "
+        "model's tokenizer and cannot be told apart"
+    )
+
+
+def other_styles(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> str:
+    """What to use instead of a style: the styles that work for this task and tokenizer."""
+    others = []
+    for other in STYLES:
+        if other == style:
+            continue
+        with suppress(StyleError, UserError):
+            labels_in(other, task, seed, tokenizer, query)
+            others.append(other)
+    return f"use --labels {' or '.join(others)}" if others else "use another model"
 
 
 def write_labels(task: tasks.Task, style: str, seed: int, tokenizer) -> list[str]:
@@ -302,33 +348,6 @@ def write_labels(task: tasks.Task, style: str, seed: int, tokenizer) -> list[str
     return random.Random(f"remap-{seed}").sample(single, len(single))[: len(task.labels)]
 
 
-def label_tokens(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> list[int]:
-    """The first token of each label behind a query.
-
-    Raises UserError if two labels start with the same one; it names the styles that work.
-    """
-    texts = label_texts(task, style, seed, tokenizer, query)
-    tokens = first_tokens(tokenizer, query, texts)
-    clash = same_start(tokens)
-    if clash is None:
-        return tokens
-    first, second = clash
-    advice = other_styles(task, style, seed, tokenizer, query)
-    raise UserError(
-        f"the labels {texts[first]!r} and {texts[second]!r} of {task.name} start with the same "
-        f"token under this model's tokenizer and cannot be told apart; {advice}"
-    )
-
-
-def other_styles(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> str:
-    """What to use instead of a style: the styles that work for this task and tokenizer."""
-    others = []
-    for other in STYLES:
-        if other != style and tells_apart(task, other, seed, tokenizer, query):
-            others.append(other)
-    return f"use --labels {' or '.join(others)}" if others else "use another model"
-
-
 def first_tokens(tokenizer, query: str, texts: list[str]) -> list[int | None]:
     """The first token that each text adds behind a query, None where it adds none."""
     tokens = []
@@ -339,23 +358,15 @@ def first_tokens(tokenizer, query: str, texts: list[str]) -> list[int | None]:
 
 
 def same_start(tokens: list[int | None]) -> tuple[int, int] | None:
-    """The numbers of the first two labels that cannot be told apart, or None."""
+    """The numbers of the first two labels that cannot be told apart, or None; twice the same number
+    for one that adds no token.
+    """
     for i, token in enumerate(tokens):
         if token is None:
             return tokens.index(None), i
         if token in tokens[:i]:
             return tokens.index(token), i
     return None
-
-
-def tells_apart(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> bool:
-    """Whether a style gives every label a first token of its own."""
-    try:
-        texts = write_labels(task, style, seed, tokenizer)
-        tokens = first_tokens(tokenizer, query, texts)
-    except (StyleError, UserError):
-        return False
-    return same_start(tokens) is None
 
 
 def prompt_tokens(tokenizer, demos: list[Example], query: str) -> list[int]:

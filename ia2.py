@@ -140,7 +140,7 @@ def few_shot_targets(model, tokenizer, few_shot, max_tokens=1) -> tuple[list[Tar
 
 
 def say_if_cut(targets: list[Target], end: int, max_tokens: int) -> None:
-    """Print how many true responses do not fit: they lack their end token then."""
+    """Print how many true responses do not fit, and therefore lack their end token."""
     cut = [target for target in targets if max_tokens > 1 and target.gold[-1] != end]
     if cut:
         log(f"{len(cut)} of {len(targets)} responses are cut to {max_tokens} tokens (--max-tokens)")
@@ -299,15 +299,12 @@ def follow(model, path: tuple, targets, dev, recipe: Recipe, trained: dict) -> l
     """Train a path's stages one after the other and leave the last adapter on the model.
 
     `trained` maps paths to where they ended, () to the start. What is in it is not trained again:
-    `ia2-sft` begins with the adapter that `ia2` left. All of it has the same examples and recipe.
+    `ia2-sft` begins with the adapter that `ia2` left. Its paths share examples and recipe.
     """
-    for length in range(1, len(path) + 1):
-        part = path[:length]
-        before = trained[part[:-1]]
-        if part not in trained:
-            lora.load_state(model, before.adapter)
-            stage = train(model, part[-1], targets, dev, recipe)
-            trained[part] = Trained(lora.state(model), [*before.stages, stage])
+    if path not in trained:
+        stages = follow(model, path[:-1], targets, dev, recipe, trained)
+        stage = train(model, path[-1], targets, dev, recipe)
+        trained[path] = Trained(lora.state(model), [*stages, stage])
     lora.load_state(model, trained[path].adapter)
     return trained[path].stages
 
@@ -443,7 +440,7 @@ def compare(evaluation: Evaluation, icl: Evaluation) -> dict:
     centred = metrics.asim_centred(evaluation.activations, icl.activations)  # (L)
     same = []
     for answer, other in zip(evaluation.answers, icl.answers):
-        same.append(answer is not None and answer == other)
+        same.append(answer not in (None, "") and answer == other)
     return {
         **evaluation.scores,
         "asim": sum(layers) / len(layers),
@@ -559,7 +556,7 @@ def forgetting(setup: Setup, edit=None) -> float | None:
 
 @dataclass
 class Training:
-    """What the rows of a trained method tell beyond its scores."""
+    """What the rows of a trained method say beyond its scores."""
 
     settings: dict  # how it was trained
     left: dict  # what training left

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from engine import cpu, running, snapshots
 from engine.bundled import Bundle, bundled_folder
+from support import records
 from support.cache import pins, sha256
 from support.cli import UserError, suggest
 
@@ -262,11 +263,12 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def settings(choice: ModelChoice, model: PreTrainedModel) -> dict[str, str]:
-    """What a results row tells of the model, to tell it from others."""
+    """What a results row says of the model, to tell it from others, and of what it runs on."""
     return {
         "model": choice.name,
         "model_hash": choice.fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "machine": records.processor(model.device.type),
     }
 
 

@@ -235,6 +235,11 @@ def check_model(model, tokens: list[int]) -> None:
             raise
         raise UserError(f"{name} does not run on a short text ({error!r}); {advice}") from None
     check_cache(name, getattr(output, "past_key_values", None), advice)
+    layers = getattr(model.get_decoder(), "layers", [None])
+    if not all(hasattr(layer, "self_attn") for layer in layers):
+        raise UserError(
+            f"{name} has no self_attn in every layer, whose outputs are compared here; {advice}"
+        )
     if shortest_window(model) < 2:
         raise UserError(f"{name} has a sliding window of 1, behind which nothing is seen; {advice}")
     if not output.logits.isfinite().all():

@@ -93,12 +93,6 @@ def choose_model(saved: Saved, given: str, device: str) -> models.ModelChoice:
 def load_adapted(saved: Saved, choice: models.ModelChoice):
     """The model with the adapter on it. Raises UserError if they do not fit."""
     model = models.load_model(choice)
-    for layer in getattr(model.get_decoder(), "layers", [None]):
-        if not hasattr(layer, "self_attn"):
-            raise UserError(
-                f"{choice.name} has no self_attn in every layer, whose outputs are compared here; "
-                "use a Llama, Qwen or Gemma model"
-            )
     peft_files.load(model, saved.folder)
     return model
 
@@ -113,7 +107,8 @@ def load_tests(names: list[str], saved: Saved, choice, options: data.Options, co
             f"the adapter in {saved.folder} does not say its task; give one with --eval"
         )
     _, tests = data.load_with_tests(names[0], names, choice.tokenizer, options)
-    return [data.draw_test(test, count, options.seed) for test in tests]
+    number = saved.settings.get("set", 0)  # the queries that its training was tested on
+    return [data.draw_test(test, count, options.seed, number) for test in tests]
 
 
 def test_adapter(saved: Saved, choice, tests: list[data.Data]) -> str:
@@ -121,6 +116,7 @@ def test_adapter(saved: Saved, choice, tests: list[data.Data]) -> str:
     model = load_adapted(saved, choice)
     cpu.speed_up(model)
     steering = variants.read_steering(saved.folder, model.device)
+    trained_as = variants.METHODS.get(saved.settings.get("method"))
     rows = []
     for method in ("base", "adapter"):
         is_base = method == "base"
@@ -130,6 +126,8 @@ def test_adapter(saved: Saved, choice, tests: list[data.Data]) -> str:
             steering.in_place(model) if steered else nullcontext() as edit,
         ):
             evaluations = ia2.evaluate_all(model, choice.tokenizer, tests, edit=edit)
+            if trained_as and trained_as.corrected and not is_base:
+                evaluations = variants.correct_priors(model, choice.tokenizer, tests, evaluations)
         for test, evaluation in zip(tests, evaluations):
             rows.append(
                 {

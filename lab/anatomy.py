@@ -41,7 +41,6 @@ from lab.anatomy_report import (
     write_summary,
 )
 from lab.rows import is_number
-from lab.sweep import in_order
 from support import cli, records
 from support.cli import UserError, log
 
@@ -347,8 +346,6 @@ def anatomy_parser() -> cli.Parser:
     first = __doc__.split("\n\n")[0]
     parser = cli.experiment_parser(first, (), (), several=True, leave_out=NOT_TRAINED)
     parser.set_defaults(max_tokens=None)
-    sets = "random few-shot sets 0 to K - 1 (--set alone)"
-    parser.add_argument("--sets", type=cli.positive_int, metavar="K", help=sets)
     shown = "print the tables of these files, and run nothing"
     parser.add_argument("--show", nargs="+", metavar="FILE", help=shown)
     parser.add_argument("--json", metavar="FILE", help="write the means as JSON")
@@ -402,6 +399,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.show:
         show(read_files(args.show), args.json, args.plot)
         return
+    numbers = cli.set_numbers(args.set, args.sets)
     check_count("each test", args.test)
     records.make_out(args.out)
     read_records(Path(args.out, FILE))  # a file that is none of ours is told first
@@ -417,8 +415,8 @@ def main(argv: list[str] | None = None) -> None:
         test=args.test,
         seed=args.seed,
     )
-    for number in range(args.sets) if args.sets else [args.set]:
-        run_set(study, in_order(args.n), number)
+    for number in numbers:
+        run_set(study, cli.in_order(args.n), number)
     show(read_records(study.file), args.json, args.plot)
 
 

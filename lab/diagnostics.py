@@ -28,6 +28,7 @@ ONE_LABEL = 0.95  # share of the answers from which on a method gives one label
 LITTLE = 10  # steps; a stage that kept fewer is counted
 BATCH = 4  # examples a step, `ia2.Recipe.batch_size`
 EPOCHS = {"sft-100": 2}  # times --epochs, of methods of `lab.variants` that train longer
+GOLD_STAGES = ("sft", "steered-sft", "sft_balanced", "sft_smooth", "sft_labels")  # on true answers
 
 
 def by_number(rows: Iterable[dict]) -> dict[int, list[dict]]:
@@ -123,7 +124,7 @@ def stage_lines(name: str, rows: list[dict]) -> list[list[str]]:
     for i, stage in enumerate(rows[0]["stages"]):
         kept = [row["stages"][i]["kept_step"] for row in rows]
         run = [row["stages"][i]["steps"] for row in rows]
-        at_cap = [steps >= cap(row) for steps, row in zip(run, rows)]
+        at_cap = [steps >= cap(row, stage["name"]) for steps, row in zip(run, rows)]
         counts = [kept.count(0), sum(step < LITTLE for step in kept), sum(at_cap)]
         lines.append(
             [
@@ -138,11 +139,14 @@ def stage_lines(name: str, rows: list[dict]) -> list[list[str]]:
     return lines
 
 
-def cap(row: dict) -> float:
+def cap(row: dict, stage: str) -> float:
     """The most steps that a stage of this row may take."""
     if not is_number(row.get("epochs")):
         return math.inf
-    return row["epochs"] * EPOCHS.get(row["method"], 1) * math.ceil(row["n"] / BATCH)
+    examples = row["n"]
+    if row.get("queries") and stage not in GOLD_STAGES:
+        examples = row["queries"]
+    return row["epochs"] * EPOCHS.get(row["method"], 1) * math.ceil(examples / BATCH)
 
 
 def undone(rows: list[dict]) -> list[str]:

@@ -61,6 +61,7 @@ SCORES = (
 TRAINING = (
     "dev_gold_loss",
     "dev_loss",
+    "joint_beta",
     "stages",
     "steps",
     "seconds",

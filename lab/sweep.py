@@ -221,7 +221,9 @@ def make_method(sweep: Sweep, workshop: Workshop, plan: Plan, results: ia2.Resul
             setup.model, setup.tokenizer, results.tests, icl=results.icl, edit=edit
         )
         if method.corrected:
-            evaluations = correct_priors(setup, results.tests, evaluations)
+            evaluations = variants.correct_priors(
+                setup.model, setup.tokenizer, results.tests, evaluations
+            )
         training = describe(sweep, workshop, plan, stages, edit)
     return Made(evaluations, training)
 
@@ -261,15 +263,6 @@ def train_path(sweep: Sweep, workshop: Workshop, plan: Plan) -> list[ia2.Stage]:
     for length in range(1, len(method.path) + 1):
         stages = follow(method.path[:length])
     return stages
-
-
-def correct_priors(setup: ia2.Setup, tests: list[data.Data], evaluations) -> list[ia2.Evaluation]:
-    """The evaluations of label tasks, corrected by a content-free query of each."""
-    corrected = []
-    for test, evaluation in zip(tests, evaluations):
-        prior = variants.content_free_logprobs(setup, test)
-        corrected.append(variants.correct_prior(evaluation, prior))
-    return corrected
 
 
 def describe(sweep: Sweep, workshop: Workshop, plan: Plan, stages, edit) -> ia2.Training:
@@ -355,12 +348,6 @@ def sweep_parser() -> cli.Parser:
     parser = cli.experiment_parser(summary, methods, tuple(ia2.METHODS), several=True)
     parser.epilog = "methods:\n" + "\n".join(sentences)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--sets",
-        type=cli.positive_int,
-        metavar="K",
-        help="random few-shot sets 0 to K - 1 (--set alone)",
-    )
     add_choices(parser)
     return parser
 
@@ -406,14 +393,10 @@ def unlabelled_count(targets: str, queries: int | None) -> int | None:
     return queries or 16
 
 
-def in_order(given: float | list[float]) -> list[float]:
-    """The values of an option that takes one or more, none twice."""
-    return sorted(set(given)) if isinstance(given, list) else [given]
-
-
 def main(argv: list[str] | None = None) -> None:
     """All few-shot sets, one after the other, and then the tables of what is there."""
     args = sweep_parser().parse_args(argv)
+    numbers = cli.set_numbers(args.set, args.sets)
     records.make_out(args.out)
     choices = Choices(
         demos=args.demos,
@@ -431,15 +414,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.demos == "foreign":
         foreign = variants.foreign_task(task, tests, choice.tokenizer, options)
     balanced = data.balance(task, args.balanced, choice.entry.balanced)
-    sizes = in_order(args.n)
-    for n in sizes:  # a pool that is too small is told before the model is loaded
-        data.few_shot_set(task.pool, n, args.set, args.seed, balanced)
+    sizes = cli.in_order(args.n)
+    for n in sizes:  # a pool that is too small is reported before the model is loaded
+        data.few_shot_set(task.pool, n, numbers[0], args.seed, balanced)
     sweep = Sweep(
         setup=ia2.set_up(choice, task, tests, args.rank),
         out=args.out,
         command=cli.command_line("-m lab.sweep", argv),
         methods=methods,
-        rates=in_order(args.lr),
+        rates=cli.in_order(args.lr),
         recipe=ia2.Recipe(epochs=args.epochs, keep=args.keep),
         choices=choices,
         foreign=foreign,
@@ -447,7 +430,6 @@ def main(argv: list[str] | None = None) -> None:
         test=args.test,
         seed=args.seed,
     )
-    numbers = list(range(args.sets)) if args.sets else [args.set]
     run_sets(sweep, sizes, numbers)
     print(report.tables(records.read_rows(sweep.results_file)))
 

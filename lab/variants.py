@@ -620,12 +620,21 @@ def random_adapter(trained: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 # ---- 8. The prior correction of sft-prior --------------------------------------------------------
 
 
-def content_free_logprobs(setup: ia2.Setup, test: data.Data) -> Tensor:
+def content_free_logprobs(model, tokenizer, test: data.Data) -> Tensor:
     """log p(c) of every label after the query `N/A`: (C)."""
     query = test.prompt.format(text=CONTENT_FREE)
-    prompt = data.prompt_tokens(setup.tokenizer, [], query)
-    logprobs = ia2.next_logprobs(setup.model, [prompt])[0]  # (V)
+    prompt = data.prompt_tokens(tokenizer, [], query)
+    logprobs = ia2.next_logprobs(model, [prompt])[0]  # (V)
     return logprobs[test.label_tokens].cpu()
+
+
+def correct_priors(model, tokenizer, tests: list[data.Data], evaluations) -> list[ia2.Evaluation]:
+    """The evaluations of label tasks, each corrected by a content-free query of its test."""
+    corrected = []
+    for test, evaluation in zip(tests, evaluations):
+        prior = content_free_logprobs(model, tokenizer, test)
+        corrected.append(correct_prior(evaluation, prior))
+    return corrected
 
 
 def correct_prior(evaluation: ia2.Evaluation, prior: Tensor) -> ia2.Evaluation:

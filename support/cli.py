@@ -96,6 +96,18 @@ def command_line(program: str, argv: Sequence[str] | None = None) -> str:
     return shlex.join(["python", *program.split(), *words])
 
 
+def in_order(given: float | list[float]) -> list[float]:
+    """The values of an option that takes one or more, none twice."""
+    return sorted(set(given)) if isinstance(given, list) else [given]
+
+
+def set_numbers(number: int | None, count: int | None) -> list[int]:
+    """The few-shot sets that --set and --sets ask for. Raises UserError for both options."""
+    if number is not None and count is not None:
+        raise UserError(f"--set {number} and --sets {count} are two choices of sets; give one")
+    return [number or 0] if count is None else list(range(count))
+
+
 # ---- types of options ----------------------------------------------------------------------------
 
 
@@ -130,7 +142,7 @@ def experiment_parser(
     several: bool = False,
     leave_out: Sequence[str] = (),
 ) -> Parser:
-    """The options of one run; with `several`, --n and --lr take more than one value.
+    """The options of one run; with `several`, those of many: --sets, more than one --n and --lr.
 
     `methods` are those that --methods takes. Options named in `leave_out` are not there.
     """
@@ -144,6 +156,9 @@ def experiment_parser(
     add_data_options(add, many)
     add_model_options(add)
     if several:
+        parser.set_defaults(set=None)  # or --sets
+        sets = "random few-shot sets 0 to K - 1 (--set alone)"
+        add("--sets", type=positive_int, metavar="K", help=sets)
         add(
             "--dtype",
             choices=("auto", "float32", "bfloat16"),

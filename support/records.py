@@ -26,7 +26,7 @@ STARTED = time.perf_counter()  # near enough to the start of the command
 LOCK = ".results.jsonl.lock"  # of a folder that processes share: one may replace what another reads
 TRAINING_FILE = "training.json"  # beside an adapter: how it was trained
 NEEDED = ("run", "method", "model", "dataset", "n", "set", "eval_dataset", "test_data", "accuracy")
-UNHASHED = ("method", "train_labels", "dev_labels")  # settings that others say already
+UNHASHED = ("method", "train_labels", "dev_labels", "machine")  # implied by others, or no setting
 
 # What makes a result the same result: its run, and what it was tested on.
 row_key = operator.itemgetter("run", "eval_dataset", "test_data")
@@ -135,7 +135,8 @@ def add_rows(
     training: dict | None = None,
     save: Callable[[Path], None] | None = None,
 ) -> list[dict]:
-    """Add a row for each of `results`, if new, to `<out>/results.jsonl`, and save the adapter.
+    """Write a row for each of `results` to `<out>/results.jsonl`, and save the adapter, in place of
+    what the same run left there before.
 
     `settings` tell the run, each of `results` a test and its scores, `training` what the stages
     left; `save(folder)` writes the adapter. The file is written whole, or stays as it was.
@@ -151,21 +152,19 @@ def add_rows(
                 save(folder)
                 text = json.dumps({**settings, **training})
                 (folder / TRAINING_FILE).write_text(text + "\n", encoding="utf-8")
-        known = read_rows(path)
-        there = {row_key(row) for row in known}
-        new = [row for row in rows if row_key(row) not in there]
-        write_rows(path, known + new)
+        known = {row_key(row): row for row in read_rows(path)}
+        known.update((row_key(row), row) for row in rows)
+        write_rows(path, list(known.values()))
     return rows
 
 
 def made_by(run: str, command: str) -> dict:
-    """Which run, command, code and machine made a row."""
+    """Which run, command and code made a row."""
     return {
         "run": run,
         "command": command,
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "commit": commit(),
-        "machine": processor(),
         "threads": torch.get_num_threads(),
     }
 
@@ -212,9 +211,9 @@ def commit() -> str | None:
 
 
 @functools.cache
-def processor() -> str:
-    """The name of the GPU, or else of the processor."""
-    if torch.cuda.is_available():
+def processor(kind: str) -> str:
+    """The name of the GPU or of the processor, by the kind of a torch device."""
+    if kind == "cuda":
         return torch.cuda.get_device_name()
     listing = Path("/proc/cpuinfo")
     found = None

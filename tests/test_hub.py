@@ -219,9 +219,6 @@ def gpu(monkeypatch):
     card = SimpleNamespace(name="a small GPU", total_memory=12_600_000_000)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    records.processor.cache_clear()
-    yield
-    records.processor.cache_clear()  # other tests have no GPU
 
 
 def test_a_first_run_on_a_gpu_is_qwens_in_bfloat16_and_keeps_to_its_device(

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ia2
 import lora
 from engine import peft_files
-from lab import adapters, sweep
+from lab import adapters, anatomy, sweep
 
 QUICK = ("--test", "6")
 
@@ -56,13 +56,13 @@ def test_options_of_training_are_not_taken_where_nothing_is_trained(option, test
 def test_a_saved_adapter_is_tested_with_the_settings_of_its_training(
     wording, call, test_saved, tmp_path
 ):
-    """The seed draws the words of remapped labels, too."""
-    options = (*wording.split(), "--set", 1, "--eval", "sst2", "poems")
+    """The seed draws the words of remapped labels, too; seed and set draw the test queries."""
+    options = (*wording.split(), "--set", 1, "--eval", "sst2", "poems", "--test", 3)
     rows = call(*options, main=ia2.main).rows
     [trained] = [
         row for row in rows if row["method"] == "ia2-sft" and row["eval_dataset"] == "poems"
     ]
-    result = test_saved(tmp_path / "out" / trained["run"], "--eval", "poems")
+    result = test_saved(tmp_path / "out" / trained["run"], "--eval", "poems", "--test", 3)
     assert result.code == 0, result.err
     assert f"{100 * trained['accuracy']:.1f}" in cells(result, "adapter")
     assert f"{trained['nll']:.3f}" in cells(result, "adapter")
@@ -81,6 +81,15 @@ def test_an_adapter_that_was_trained_steered_is_tested_steered(at, call, test_sa
     assert merged.code == 2 and "a steering vector in place" in merged.err
     (folder / "steering.safetensors").unlink()
     assert cells(test_saved(folder), "adapter") != cells(result, "adapter")
+
+
+def test_an_adapter_that_was_tested_with_a_corrected_prior_is_so_again(call, test_saved, tmp_path):
+    rows = call("--methods", "sft", "sft-prior", "--lr", 1e-2, main=sweep.main).rows
+    plain, corrected = rows[-2:]
+    assert (plain["method"], corrected["method"]) == ("sft", "sft-prior")
+    assert f"{plain['nll']:.3f}" != f"{corrected['nll']:.3f}"
+    result = test_saved(tmp_path / "out" / corrected["run"])
+    assert f"{corrected['nll']:.3f}" in cells(result, "adapter")
 
 
 def test_adapters_of_peft_are_tested_too(test_saved, tmp_path, tokenizer):
@@ -128,7 +137,7 @@ def test_a_damaged_record_of_the_training_counts_as_none(content, test_saved, tm
 
 
 @pytest.mark.parametrize("family", ["GPTBigCode", "GPTNeoX", "Bloom"])
-def test_a_model_without_self_attn_is_one_sentence(family, test_saved, tmp_path, tokenizer):
+def test_a_model_without_self_attn_is_one_sentence(family, call, test_saved, tmp_path, tokenizer):
     """They call it attn, attention and self_attention. An adapter of the head alone would load."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **sizes)
@@ -140,6 +149,8 @@ def test_a_model_without_self_attn_is_one_sentence(family, test_saved, tmp_path,
         result = test_saved(tmp_path / "theirs", "--model", tmp_path / "model", *options)
         errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
         assert result.code == 2 and len(errors) == 1 and "has no self_attn" in errors[0]
+    result = call("--model", tmp_path / "model", main=anatomy.main, quick=QUICK)
+    assert result.code == 2 and "has no self_attn" in result.err
     assert not (tmp_path / "merged").exists()
 
 

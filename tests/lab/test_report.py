@@ -485,9 +485,13 @@ def test_a_stage_that_ran_as_long_as_it_may_is_counted():
     assert ia2.Recipe().batch_size == diagnostics.BATCH
     longer = {name: each.epochs for name, each in variants.METHODS.items() if each.epochs != 1}
     assert longer == diagnostics.EPOCHS
-    assert diagnostics.cap(row("sft", n=4)) == 50
-    assert diagnostics.cap(row("sft", n=9)) == 150
-    assert diagnostics.cap(row("sft-100", n=8)) == 200
+    assert {name.replace("_", "-") for name in diagnostics.GOLD_STAGES} == set(variants.USE_GOLD)
+    assert diagnostics.cap(row("sft", n=4), "sft") == 50
+    assert diagnostics.cap(row("sft", n=9), "sft") == 150
+    assert diagnostics.cap(row("sft-100", n=8), "sft") == 200
+    unlabelled = row("ia2-sft", n=4, queries=16)
+    assert diagnostics.cap(unlabelled, "ia2") == 200
+    assert diagnostics.cap(unlabelled, "sft") == 50
 
 
 def test_kinds_of_demos_stand_side_by_side_and_are_never_averaged():

@@ -556,7 +556,7 @@ def test_the_random_adapter_has_the_norms_of_the_trained_one_in_each_module(mode
 def test_the_content_free_query_is_worded_like_the_others(setup):
     prompt = setup.tokenizer("Review: N/A\nSentiment:").input_ids
     expected = alone(setup.model, prompt, [0])[1][0].log_softmax(-1)[setup.task.label_tokens]
-    close(variants.content_free_logprobs(setup, setup.task), expected)
+    close(variants.content_free_logprobs(setup.model, setup.tokenizer, setup.task), expected)
 
 
 def test_the_prior_is_taken_off_each_label(setup):

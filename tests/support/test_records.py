@@ -29,14 +29,14 @@ def file(tmp_path):
     return tmp_path / "results.jsonl"
 
 
-def test_rows_are_added_once_and_read_again(file, tmp_path):
+def test_rows_of_a_run_that_is_made_again_take_the_place_of_the_former_ones(file, tmp_path):
     again = records.add_rows(tmp_path, settings(set=1), [result(accuracy=0.9)], "python ia2.py")
     rows = records.read_rows(file)
-    assert [row["set"] for row in rows] == [0, 1, 2] and rows[1]["accuracy"] == 0.5
-    assert again[0]["accuracy"] == 0.9, "the caller sees what it made"
+    assert [row["set"] for row in rows] == [0, 1, 2] and rows[1] == again[0]
+    assert rows[1]["accuracy"] == 0.9, "the adapter that is there now is that of the second time"
     row = rows[0]
     assert row["command"] == "python ia2.py" and row["versions"]["torch"]
-    assert row["threads"] > 0 and row["machine"]
+    assert row["threads"] > 0
 
 
 def test_a_cut_last_line_is_passed_over_and_replaced(file, tmp_path):
