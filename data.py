@@ -148,7 +148,7 @@ def load_with_tests(
     """
     test_names = list(dict.fromkeys(test_names or [name]))
     for each in (name, *test_names):
-        tasks.find_task(each)  # an unknown name is told before anything is read
+        tasks.find_task(each)  # an unknown name fails before anything is read
     training = load(name, tokenizer, options)
     others = {}
     for test_name in test_names:
@@ -484,12 +484,8 @@ def few_shot_set(
     for group in groups:
         rng.shuffle(group)
     check_pool(groups, n, balanced, len(pool))
-    train = []
-    for i in range(n):
-        train.append(groups[i % len(groups)][i // len(groups)])
-    dev = []
-    for i in range(n // 2):
-        dev.append(groups[i % len(groups)][-1 - i // len(groups)])
+    train = [groups[i % len(groups)].pop(0) for i in range(n)]
+    dev = [groups[i % len(groups)].pop() for i in range(n // 2)]
     return FewShotSet(train, dev, train, number, seed)
 
 

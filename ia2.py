@@ -233,7 +233,7 @@ def train(model, loss_fn: Callable, targets, dev, recipe: Recipe) -> Stage:
         is_read = step % 2 == 0 or step % steps_an_epoch == 0
         if not is_read:
             continue
-        dev_loss = mean_loss(model, loss_fn, dev)
+        dev_loss = average_loss(model, loss_fn, dev)
         stage.history.append((step, sum(recent) / len(recent), dev_loss))
         stage.steps = step
         recent.clear()
@@ -266,7 +266,7 @@ def batches(targets, recipe: Recipe, name: str) -> Iterator[list[Target]]:
 
 
 @torch.no_grad()
-def mean_loss(model, loss_fn: Callable, targets, batch_size=4) -> float:
+def average_loss(model, loss_fn: Callable, targets, batch_size=4) -> float:
     """A loss over all targets, a few at a time so that memory is bounded."""
     total = 0.0
     for start in range(0, len(targets), batch_size):
@@ -574,7 +574,7 @@ def describe(setup: Setup, few_shot, recipe: Recipe, stages, targets, dev) -> Tr
     }
     left = {
         "stages": [asdict(stage) for stage in stages],
-        "dev_gold_loss": mean_loss(model, sft_loss, dev),
+        "dev_gold_loss": average_loss(model, sft_loss, dev),
         "teacher_right": teacher_right(setup, few_shot, targets),
         "forgets": forgetting(setup),
         "peak_memory_gb": round(running.peak_memory(model.device) / 1e9, 3),

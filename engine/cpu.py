@@ -1,4 +1,4 @@
-"""What makes a CPU faster: oneDNN, each RMSNorm in one call, memory used again, bfloat16.
+"""What makes a CPU faster: oneDNN, each RMSNorm in one call, memory reused, bfloat16.
 
 `speed_up(model)` is worth 1.1 to 1.5 times the speed. IA2_PLAIN=1 leaves a model as transformers
 made it; bfloat16 stays.

@@ -147,7 +147,7 @@ def read_config(folder: str | Path) -> AdapterConfig:
 
 
 def refuse_more_than_lora(folder: str | Path, config: dict) -> None:
-    """Raise UserError if a configuration has what plain LoRA has not."""
+    """Raise UserError if a configuration has settings beyond plain LoRA."""
     more = []
     for key, plain_values in PLAIN.items():
         value = config.get(key, plain_values[0])

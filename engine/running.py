@@ -101,7 +101,7 @@ def share_prefix(model, prompts: list[list[int]]) -> tuple[DynamicCache | None, 
 
 
 def for_rows(prefix: DynamicCache, count: int) -> DynamicCache:
-    """The prefix as the start of `count` rows, which share its memory until a layer adds to it."""
+    """The prefix, copied, as the start of `count` rows, which share it until a layer adds to it."""
     cache = copy.deepcopy(prefix)
     for layer in cache.layers:
         layer.keys = layer.keys.expand(count, -1, -1, -1)

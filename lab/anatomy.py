@@ -315,7 +315,7 @@ def run_set(study: Study, sizes: list[int], number: int) -> None:
     """Measure what is missing of the few-shot sets of one number, all of which have the same test
     queries: the base model answers them once.
     """
-    few_shots = [study.draw(n, number) for n in sizes]  # a pool too small is told first
+    few_shots = [study.draw(n, number) for n in sizes]  # a pool that is too small fails first
     tests = [data.draw_test(test, study.test, study.seed, number) for test in study.setup.tests]
     bases = {}
     for few_shot in few_shots:
@@ -381,7 +381,7 @@ def check_count(name: str, count: int) -> None:
 
 
 def find_foreign(setup: ia2.Setup, options: data.Options) -> data.Data | None:
-    """A task for foreign demos, or None, which is said."""
+    """A task for foreign demos, or None, with a message."""
     try:
         return variants.foreign_task(setup.task, setup.tests, setup.tokenizer, options)
     except UserError:
@@ -402,7 +402,7 @@ def main(argv: list[str] | None = None) -> None:
     numbers = cli.set_numbers(args.set, args.sets)
     check_count("each test", args.test)
     records.make_out(args.out)
-    read_records(Path(args.out, FILE))  # a file that is none of ours is told first
+    read_records(Path(args.out, FILE))  # a file that is none of ours fails first
     choice = models.find(args.model, args.device, args.dtype)
     options = data.Options.of(args, choice.entry)
     setup = set_up(choice, [args.dataset, *(args.eval or [])], options)

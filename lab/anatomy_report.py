@@ -11,6 +11,7 @@ import metrics
 from lab.cells import interval
 from lab.rows import SETTING, TEST, group, is_number, setting
 from support import records
+from support.cache import write_whole
 from support.cli import UserError
 
 FILE = "anatomy.jsonl"
@@ -161,28 +162,33 @@ def shift_lines(groups: list[Group]) -> list[list[str]]:
 def method_lines(groups: list[Group]) -> list[list[str]]:
     heads = ("accuracy %", "label mass %", "NLL", "asim", "asim centred")
     fields = ("accuracy", "label_mass", "nll", "asim", "asim_centred")
-    head = [*START, "method", *heads]
-    return [head, *part_lines(groups, "methods", METHODS, fields)]
+    lines = [[*START, "method", *heads, "accuracy minus icl's"]]
+    for each in groups:
+        icl = each.values("methods", "icl", "accuracy")
+        for method in METHODS:
+            own = each.values("methods", method, "accuracy")
+            differences = [value - other for value, other in zip(own, icl)]
+            cells = score_cells(each, "methods", method, fields)
+            lines.append([*each.start(), method, *cells, interval(differences, 100, 1, "+")])
+    return lines
 
 
 def teacher_lines(groups: list[Group]) -> list[list[str]]:
-    heads = ("ICL's accuracy %", "same answer %", "cosine", "centred")
-    head = [*START, "other side", *heads]
-    return [head, *part_lines(groups, "teachers", TEACHERS, TEACHER_SCORES)]
-
-
-def part_lines(groups: list[Group], part: str, names, fields) -> list[list[str]]:
-    """For each group and each name in a `part` of its records a line with the scores `fields`."""
-    lines = []
+    lines = [[*START, "other side", "ICL's accuracy %", "same answer %", "cosine", "centred"]]
     for each in groups:
-        for name in names:
-            cells = []
-            for field in fields:
-                values = each.values(part, name, field)
-                in_percent = field in PERCENT
-                cells.append(interval(values, 100, 1) if in_percent else interval(values))
-            lines.append([*each.start(), name, *cells])
+        for teacher in TEACHERS:
+            cells = score_cells(each, "teachers", teacher, TEACHER_SCORES)
+            lines.append([*each.start(), teacher, *cells])
     return lines
+
+
+def score_cells(each: Group, part: str, name: str, fields: tuple[str, ...]) -> list[str]:
+    """The scores `fields` of one name in a `part` of a group's records."""
+    cells = []
+    for field in fields:
+        values = each.values(part, name, field)
+        cells.append(interval(values, 100, 1) if field in PERCENT else interval(values))
+    return cells
 
 
 # ---- a summary for other programs ----------------------------------------------------------------
@@ -259,17 +265,15 @@ def write_summary(groups: list[Group], path: str | Path) -> None:
     lines = []
     for each in groups:
         lines.append(json.dumps(summary(each), sort_keys=True, separators=(",", ":")))
-    write_whole(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+    write_asked(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
 
 
-def write_whole(path: str | Path, content: bytes) -> None:
-    """Raises UserError where the file cannot be written."""
+def write_asked(path: str | Path, content: bytes) -> None:
+    """Write a file that was asked for. Raises UserError where it cannot be written."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise UserError(f"cannot write to {path} ({error.strerror}); give another path") from None
 
@@ -291,7 +295,7 @@ def save_picture(groups: list[Group], path: str | Path) -> None:
     """Write the picture as PNG or SVG, by the path's ending; whole or not at all."""
     content = BytesIO()
     draw(groups).savefig(content, format=Path(path).suffix[1:], dpi=100)
-    write_whole(path, content.getvalue())
+    write_asked(path, content.getvalue())
 
 
 def draw(groups: list[Group]):

@@ -20,7 +20,7 @@ FIELDS = {
 
 
 def rate_text(lr: float | None) -> str:
-    """`3e-4` of 0.0003, a dash of None."""
+    """`3e-4` of 0.0003, a dash for None."""
     if lr is None:
         return "-"
     mantissa, _, exponent = f"{lr:e}".partition("e")

@@ -124,7 +124,7 @@ def stage_lines(name: str, rows: list[dict]) -> list[list[str]]:
     for i, stage in enumerate(rows[0]["stages"]):
         kept = [row["stages"][i]["kept_step"] for row in rows]
         run = [row["stages"][i]["steps"] for row in rows]
-        at_cap = [steps >= cap(row, stage["name"]) for steps, row in zip(run, rows)]
+        at_cap = [steps >= cap(row, i) for steps, row in zip(run, rows)]
         counts = [kept.count(0), sum(step < LITTLE for step in kept), sum(at_cap)]
         lines.append(
             [
@@ -139,14 +139,18 @@ def stage_lines(name: str, rows: list[dict]) -> list[list[str]]:
     return lines
 
 
-def cap(row: dict, stage: str) -> float:
-    """The most steps that a stage of this row may take."""
+def cap(row: dict, i: int) -> float:
+    """The most steps that stage `i` of this row may take."""
     if not is_number(row.get("epochs")):
         return math.inf
+    stages = row["stages"]
+    epochs = row["epochs"] * EPOCHS.get(row["method"], 1)
+    if row.get("primer_epochs") and i < len(stages) - 1:
+        epochs = row["primer_epochs"]
     examples = row["n"]
-    if row.get("queries") and stage not in GOLD_STAGES:
+    if row.get("queries") and stages[i]["name"] not in GOLD_STAGES:
         examples = row["queries"]
-    return row["epochs"] * EPOCHS.get(row["method"], 1) * math.ceil(examples / BATCH)
+    return epochs * math.ceil(examples / BATCH)
 
 
 def undone(rows: list[dict]) -> list[str]:
@@ -220,25 +224,27 @@ def control_tables(kinds: dict[str, list[dict]]) -> list[str]:
         own = at_rate(kinds["own"], lr)
         for kind, held in kinds.items():
             at = at_rate(held, lr)
-            for method in methods(at):
-                lines.append(control_line(kind, method, at, own))
+            shown = arms(at)
+            for arm in shown:
+                with_kind = [row for row in at if arm.holds(row)]
+                with_own = [row for row in own if arm.holds(row)]
+                lines.append(control_line(kind, arm_name(arm, shown), with_kind, with_own))
         title = f"{first['dataset']} -> {test_name(first)}, n = {first['n']}, {first['model']}"
         parts += [f"{title}, at {rate_text(lr)}:", grid(lines)]
     return parts
 
 
-def control_line(kind: str, method: str, rows: list[dict], own: list[dict]) -> list[str]:
-    """One method with one kind of demos, and its difference from the same with its own."""
-    held = [row for row in rows if row["method"] == method]
-    accuracy = interval([row["accuracy"] for row in held], 100, 1)
-    agreement = number(mean(held, "agreement"), 100, 0)
-    before = {row["set"]: row["accuracy"] for row in own if row["method"] == method}
+def control_line(kind: str, name: str, rows: list[dict], own: list[dict]) -> list[str]:
+    """One arm with one kind of demos, and its difference from the same with its own."""
+    accuracy = interval([row["accuracy"] for row in rows], 100, 1)
+    agreement = number(mean(rows, "agreement"), 100, 0)
+    before = {row["set"]: row["accuracy"] for row in own}
     gaps = []
-    for row in sorted(held, key=lambda row: row["set"]):
+    for row in sorted(rows, key=lambda row: row["set"]):
         if kind != "own" and row["set"] in before:
             gaps.append(row["accuracy"] - before[row["set"]])
     each = listed(number(gap, 100, 1, "+") for gap in gaps)
-    return [kind, method, accuracy, agreement, interval(gaps, 100, 1, "+"), each or "-"]
+    return [kind, name, accuracy, agreement, interval(gaps, 100, 1, "+"), each or "-"]
 
 
 # ---- what updates share --------------------------------------------------------------------------

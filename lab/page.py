@@ -367,7 +367,7 @@ def few_shot_tests(rows: list[dict]) -> list[dict]:
 
 def one_set(rows: list[dict]) -> dict:
     """The accuracies of a few-shot set in %, null where a method has no row."""
-    found = {"set": rows[0]["set"], "labels": "".join(rows[0]["train_labels"])}
+    found = {"set": rows[0]["set"], "labels": rows[0]["train_labels"]}
     accuracy = {row["method"]: round(100 * row["accuracy"], 1) for row in rows}
     for method in result_rows.MAIN_METHODS:
         found[method] = accuracy.get(method)
@@ -380,17 +380,20 @@ def task_name(name: str) -> str:
 
 def sets_text(rows: list[dict]) -> str:
     """What these rows are, and of which procedure."""
-    tests = list(dict.fromkeys(row["eval_dataset"] for row in rows))
+    pairs = []
+    for (trained, _), same in result_rows.group(rows, ["dataset", "source"]).items():
+        tests = dict.fromkeys(task_name(row["eval_dataset"]) for row in same)
+        pairs.append(f"trained on {task_name(trained)} and tested on {' and '.join(tests)}")
     text = (
         f"The small model above is a weak teacher. These are {MODEL_NAMES[rows[0]['model']]}, with "
         f"the paper's prompts and digits as labels, n = {rows[0]['n']}, rate "
-        f"{cells.rate_text(comparisons.PLAN_RATE)} for every method, tested on "
-        f"{', '.join(task_name(test) for test in tests)}."
+        f"{cells.rate_text(comparisons.PLAN_RATE)} for every method, {'; or '.join(pairs)}."
     )
     if comparisons.is_former(rows[0]):
         text += (
-            " The rows are of the former procedure: one draw of test queries served all few-shot "
-            "sets, and a stage could keep the adapter that it began with."
+            " The rows are of an earlier version of this code, the former procedure: one draw of "
+            "test queries served all few-shot sets, and a stage could keep the adapter that it "
+            "began with."
         )
     return text
 

@@ -3,8 +3,9 @@
 Axes take their limits from the data, so that nothing is cut off; titles say what is shown.
 """
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -16,8 +17,8 @@ from matplotlib.figure import Figure
 import metrics
 from lab import comparisons
 from lab.cells import interval, label_counts, rate_text
-from lab.diagnostics import by_number
-from lab.rows import SETTING, TEST, at_rate, check_rows, group, is_number, mean, methods, rates
+from lab.diagnostics import arm_name, by_number
+from lab.rows import SETTING, TEST, Arm, arms, at_rate, check_rows, group, is_number, mean, rates
 
 STYLE = {
     "base": ("#777777", "o"),
@@ -44,20 +45,27 @@ LOOK = {
     "legend.frameon": False,
 }
 DUMBBELL = ("sft", "ia2-sft")
+RECIPE = ("rank", "epochs", "keep")  # rows that differ in it are not drawn in one picture
 
 
 # ---- frames --------------------------------------------------------------------------------------
 
 
-def panels(count: int = 1, width: float = 6.0, height: float = 4.2, **shared):
-    """A figure and its row of axes (always a list), of no global state."""
+def panels(count: int = 1, width: float = 6.0, height: float = 4.2, across: int = 6, **shared):
+    """A figure without global state and a list of its axes, at most `across` beside each other."""
+    columns = min(count, across)
+    lines = math.ceil(count / columns)
     with rc_context(LOOK):
-        figure = Figure(figsize=(width * count, height), layout="constrained")
-        return figure, list(figure.subplots(1, count, squeeze=False, **shared)[0])
+        figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
+        axes = list(figure.subplots(lines, columns, squeeze=False, **shared).flat)
+    for empty in axes[count:]:
+        empty.remove()
+    return figure, axes[:count]
 
 
-def style(method: str) -> tuple[str, str]:
-    return STYLE.get(method, OTHER_STYLE)
+def style(name: str) -> tuple[str, str]:
+    """Colour and marker of a method, or of an arm of it (`ia2-sft, rank 32`)."""
+    return STYLE.get(name.partition(",")[0], OTHER_STYLE)
 
 
 def plain(text: str) -> str:
@@ -98,7 +106,7 @@ def set_by_set(rows: list[dict], title: str) -> Figure:
     """Accuracy on each few-shot set, SFT joined to IA2 then SFT; a panel a learning rate.
 
     `rows` are of one setting and test. A line says which labels the training examples have, the
-    last one is the mean; the other methods stand half a line lower. A panel's title gives the
+    last one is the mean; the other methods stand a little lower. A panel's title gives the
     difference with its interval.
     """
     at_rates = rates(rows) or [None]
@@ -121,44 +129,52 @@ def set_name(rows: list[dict]) -> str:
 
 def dumbbells(axis: Axes, rows: list[dict], lr: float | None) -> None:
     """One panel of `set_by_set`."""
-    shown = methods(rows)
+    shown = arms(rows)
     groups = [*by_number(rows).values(), rows]  # the mean is that of all rows
-    for method in shown:
-        colour, marker = style(method)
-        lower = 0 if method in DUMBBELL else 0.3
-        places = []
-        accuracies = []
-        for place, same in enumerate(groups):
-            value = mean((row for row in same if row["method"] == method), "accuracy")
-            if is_number(value):
-                places.append(place + lower)
-                accuracies.append(100 * value)
-        face = "none" if method == "sft" else colour  # open, so that it hides nothing
-        size = 10 if method == "sft" else 6
+    for arm in shown:
+        colour, marker = style(arm.method)
+        lower = 0 if arm.method in DUMBBELL else 0.3
+        heights = means_of(arm, groups)
+        is_sft = arm.method == "sft"
         axis.plot(
-            accuracies,
-            places,
+            heights.values(),
+            [place + lower for place in heights],
             marker,
             color=colour,
-            markerfacecolor=face,
-            markersize=size,
-            label=method,
+            markerfacecolor="none" if is_sft else colour,  # open, so that it hides nothing
+            markersize=10 if is_sft else 6,
+            label=arm_name(arm, shown),
             zorder=3,
         )
-    for place, same in enumerate(groups):
-        ends = []
-        for method in DUMBBELL:
-            value = mean((row for row in same if row["method"] == method), "accuracy")
-            if is_number(value):
-                ends.append(100 * value)
-        if len(ends) == 2:
-            axis.plot(ends, [place, place], color="#BBBBBB", linewidth=3, zorder=1)
-    by_set = comparisons.paired(rows, "accuracy", "ia2-sft", "sft")
+    joined = [plainest(shown, method) for method in DUMBBELL]
+    starts, ends = (means_of(arm, groups) for arm in joined)
+    for place in starts:
+        if place in ends:
+            line = [starts[place], ends[place]]
+            axis.plot(line, [place, place], color="#BBBBBB", linewidth=3, zorder=1)
+    pair = [row for row in rows if any(arm.holds(row) for arm in joined)]
+    by_set = comparisons.paired(pair, "accuracy", "ia2-sft", "sft")
     text = f"at {rate_text(lr)}" if lr else ""
     if by_set:
         text += f"\nia2-sft minus sft: {interval(by_set.values(), 100, 1, '+')}"
     axis.set_title(text.strip(), fontsize="small")
     axis.set_xlabel("accuracy %, top-1")
+
+
+def means_of(arm: Arm, groups: list[list[dict]]) -> dict[int, float]:
+    """{number of a group of rows: mean accuracy of an arm in %}, of groups that have it."""
+    found = {}
+    for place, same in enumerate(groups):
+        value = mean((row for row in same if arm.holds(row)), "accuracy")
+        if is_number(value):
+            found[place] = 100 * value
+    return found
+
+
+def plainest(found: list[Arm], method: str) -> Arm:
+    """The arm of a method with the fewest options; of a method without rows one that has none."""
+    own = [arm for arm in found if arm.method == method]
+    return min(own, key=lambda arm: len(arm.options), default=Arm(method))
 
 
 def forest(lines: dict[str, list[float]], xlabel: str, title: str) -> Figure:
@@ -191,7 +207,7 @@ def reliability(outcomes: dict[str, list], title: str) -> Figure:
     that of the likeliest label among the labels. Each method's ECE stands with the floor of its own
     confidences: what a calibrated model with these would score on so many queries.
     """
-    figure, axes = panels(len(outcomes), 3.7, 4.4, sharey=True)
+    figure, axes = panels(len(outcomes), 3.7, 4.0, across=3, sharex=True, sharey=True)
     for axis, (method, queries) in zip(axes, outcomes.items()):
         confidence = np.array([max(shares) for *_, shares in queries])
         correct = np.array([right == chosen for right, chosen, *_ in queries])
@@ -209,12 +225,13 @@ def reliability(outcomes: dict[str, list], title: str) -> Figure:
         floor, _ = metrics.ece_floor(confidence)
         ece = metrics.ece(confidence, correct)
         axis.set_title(f"{method}: ECE {ece:.3f}\n(its floor {floor:.3f})", fontsize="medium")
-        axis.set(xlabel="confidence", xlim=spread([0, 1]), ylim=spread([0, 1]))
+        axis.set(xlim=spread([0, 1]), ylim=spread([0, 1]))
+        axis.set(xlabel="confidence", ylabel="accuracy of the bin")
+        axis.label_outer()
     for share in (0.1, 0.5):
         size = 20 + 600 * share
         axes[-1].scatter([], [], s=size, color="#BBBBBB", label=f"{share:.0%} of the queries")
     legend_below(figure)
-    axes[0].set_ylabel("accuracy of the bin")
     figure.suptitle(plain(title), fontsize="medium")
     return figure
 
@@ -253,9 +270,8 @@ def loss_by_layer(before: list[float], after: list[float]) -> Figure:
     trained = f"after IA2: {sum(after):.3g} in all"
     axis.bar(layers - 0.2, before, 0.4, color=STYLE["base"][0], label=base)
     axis.bar(layers + 0.2, after, 0.4, color=STYLE["ia2"][0], label=trained)
-    last = sum(before[-len(before) // 3 :]) / sum(before)
     axis.set(xlabel="layer", ylabel="mean squared difference")
-    axis.set_title(f"The last third of the layers holds {last:.0%} of the loss")
+    axis.set_title("L_IA2 by layer")
     legend_below(figure)
     return figure
 
@@ -296,8 +312,7 @@ def save_all(rows: list[dict], folder: str) -> list[Path]:
     check_rows(rows)
     Path(folder).mkdir(parents=True, exist_ok=True)
     pictures = {}
-    for same in group(rows, (*SETTING, *TEST)).values():
-        name = picture_title(same[0])
+    for name, same in picture_rows(rows):
         pictures[f"{name} sets {len(pictures)}"] = set_by_set(same, name)
         lr = comparisons.PLAN_RATE if comparisons.PLAN_RATE in rates(same) else None
         at = at_rate(same, lr or (rates(same) or [None])[0])
@@ -311,7 +326,7 @@ def save_all(rows: list[dict], folder: str) -> list[Path]:
             pictures[f"{name} reliability {len(pictures)}"] = figure
     found = forest_lines(rows)
     if found:
-        title = "IA2 then SFT minus SFT, all tests: mean over few-shot sets (their number), 95%"
+        title = "IA2 then SFT minus SFT, all tests: few-shot sets (their number), 95% interval"
         pictures["differences"] = forest(found, "accuracy, points", title)
     paths = []
     for name, figure in pictures.items():
@@ -320,8 +335,16 @@ def save_all(rows: list[dict], folder: str) -> list[Path]:
     return paths
 
 
-def picture_title(row: dict) -> str:
-    return f"{row['dataset']} to {row['eval_dataset']}, n = {row['n']}, {row['model']}"
+def picture_rows(rows: list[dict]) -> Iterator[tuple[str, list[dict]]]:
+    """A title and the rows of each setting, test and recipe; what is not trained is in all."""
+    for same in group(rows, (*SETTING, *TEST)).values():
+        row = same[0]
+        title = f"{row['dataset']} to {row['eval_dataset']}, n = {row['n']}, {row['model']}"
+        untrained = [row for row in same if row.get("lr") is None]
+        recipes = group((row for row in same if row.get("lr") is not None), RECIPE)
+        for values, trained in (recipes or {(): []}).items():
+            chosen = [f", {name} {value}" for name, value in zip(RECIPE, values)]
+            yield title + "".join(chosen if len(recipes) > 1 else []), untrained + trained
 
 
 def at_text(rows: list[dict]) -> str:
@@ -332,20 +355,22 @@ def at_text(rows: list[dict]) -> str:
 def mean_layers(rows: list[dict]) -> dict[str, list[float]]:
     """{method: asim of each layer}, the mean over few-shot sets."""
     layers = {}
-    for method in methods(rows):
-        held = [row for row in rows if row["method"] == method and row.get("asim_layers")]
-        lists = [row["asim_layers"] for row in held]
+    shown = arms(rows)
+    for arm in shown:
+        lists = [row["asim_layers"] for row in rows if arm.holds(row) and row.get("asim_layers")]
         if lists:
-            layers[method] = np.mean(lists, axis=0).tolist()
+            layers[arm_name(arm, shown)] = np.mean(lists, axis=0).tolist()
     return layers
 
 
 def pooled_outcomes(rows: list[dict]) -> dict[str, list]:
     """{method: the outcomes of all few-shot sets' queries} of a label task."""
     outcomes = {}
-    for row in rows:
-        if row.get("labels") and row.get("outcomes"):
-            outcomes[row["method"]] = outcomes.get(row["method"], []) + row["outcomes"]
+    shown = arms(rows)
+    for arm in shown:
+        for row in rows:
+            if arm.holds(row) and row.get("labels") and row.get("outcomes"):
+                outcomes.setdefault(arm_name(arm, shown), []).extend(row["outcomes"])
     return outcomes
 
 

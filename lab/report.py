@@ -6,6 +6,7 @@ files only the tests over all their rows are printed.
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab import comparisons, differences
@@ -37,19 +38,37 @@ FORMER = (
     "step only, the start of a stage could be kept, and one draw of test queries served all sets."
 )
 
-# field, head, factor, digits, whether it has an interval
+
+@dataclass(frozen=True)
+class Column:
+    """A score of rows in the tables of methods."""
+
+    field: str
+    head: str
+    factor: float = 1
+    digits: int = 3
+    has_interval: bool = True
+
+    def cell(self, rows: list[dict]) -> str:
+        """The mean over few-shot sets, with its interval."""
+        values = [row.get(self.field) for row in rows]
+        if not self.has_interval:
+            values = [mean(rows, self.field)]
+        return interval(values, self.factor, self.digits)
+
+
 COLUMNS = (
-    ("accuracy", "accuracy %", 100, 1, True),
-    ("accuracy_among_labels", "among labels %", 100, 1, True),
-    ("label_mass", "label mass %", 100, 1, True),
-    ("nll", "NLL", 1, 3, True),
-    ("ece", "ECE", 1, 3, True),
-    ("ece_floor", "its floor", 1, 3, False),
-    ("gap", "gap", 1, 3, True),
-    ("asim", "asim", 1, 3, True),
-    ("asim_centred", "asim centred", 1, 3, True),
-    ("forgets", "forgets", 1, 3, True),
-    ("agreement", "as ICL %", 100, 1, True),
+    Column("accuracy", "accuracy %", 100, 1),
+    Column("accuracy_among_labels", "among labels %", 100, 1),
+    Column("label_mass", "label mass %", 100, 1),
+    Column("nll", "NLL"),
+    Column("ece", "ECE"),
+    Column("ece_floor", "its floor", has_interval=False),
+    Column("gap", "gap"),
+    Column("asim", "asim"),
+    Column("asim_centred", "asim centred"),
+    Column("forgets", "forgets"),
+    Column("agreement", "as ICL %", 100, 1),
 )
 
 
@@ -141,20 +160,21 @@ def method_lines(rows: list[dict]) -> list[list[str]]:
     """One test's rows as lines of cells: a head, then each method and how it was trained."""
     found = arms(rows)
     varied = varied_options(found)
-    columns = [column for column in COLUMNS if any(is_number(row.get(column[0])) for row in rows)]
-    heads = [head for _, head, *_ in columns]
-    if "ECE" in heads:
-        heads.insert(heads.index("ECE") + 1, "ECE is the error")
-    lines = [["method", "rate", *varied, "sets", *heads]]
+    columns = [each for each in COLUMNS if any(is_number(row.get(each.field)) for row in rows)]
+    head = ["method", "rate", *varied, "sets"]
+    for column in columns:
+        head.append(column.head)
+        if column.field == "ece":
+            head.append("ECE is the error")
+    lines = [head]
     for arm in found:
         for same in group((row for row in rows if arm.holds(row)), ["lr"]).values():
             cells = [arm.method, rate_text(same[0].get("lr"))]
             cells += [dict(arm.options).get(field, "-") for field in varied]
             cells.append(sets_text(same))
-            for field, _, factor, digits, with_interval in columns:
-                values = [row.get(field) for row in same] if with_interval else [mean(same, field)]
-                cells.append(interval(values, factor, digits))
-                if field == "ece":
+            for column in columns:
+                cells.append(column.cell(same))
+                if column.field == "ece":
                     cells.append(sure_text(same))
             lines.append(cells)
     return lines

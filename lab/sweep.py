@@ -50,6 +50,7 @@ class Sweep:
     methods: list[str]  # to run beside base and icl
     rates: list[float]
     recipe: ia2.Recipe  # its rate and seed are set for each run
+    primer_epochs: int | None  # of stages that another one follows; None: the recipe's
     choices: Choices
     foreign: data.Data | None  # whose examples are the teacher's demos
     balanced: bool
@@ -94,6 +95,8 @@ class Sweep:
                 epochs=self.recipe.epochs,
                 keep=self.recipe.keep,
             )
+            if self.primer_epochs and len(METHODS[plan.method].path) > 1:
+                settings["primer_epochs"] = self.primer_epochs
         return settings
 
     def plans(self) -> list[Plan]:
@@ -124,7 +127,7 @@ def missing_plans(
 
 
 def run_sets(sweep: Sweep, sizes: list[int], numbers: list[int]) -> None:
-    """Run what is missing of every few-shot set. Those of a size are drawn before one is run."""
+    """Run what is missing of every few-shot set. All sets of a size are drawn first."""
     for n in sizes:
         few_shots = [sweep.draw(n, number) for number in numbers]
         for i, few_shot in enumerate(few_shots):
@@ -142,12 +145,13 @@ class Workshop:
     losses: dict  # by stage
     trained: dict = field(default_factory=dict)  # {a recipe's numbers: what `ia2.follow` shares}
 
-    def trained_by(self, recipe: ia2.Recipe) -> dict:
+    def trained_by(self, recipe: ia2.Recipe, primer_epochs: int | None) -> dict:
         """What is trained already by a recipe; that of other rates is let go."""
         for key in list(self.trained):
             if key[0] != recipe.lr:
                 del self.trained[key]
-        return self.trained.setdefault((recipe.lr, recipe.epochs, recipe.patience), {})
+        key = (recipe.lr, recipe.epochs, recipe.patience, primer_epochs)
+        return self.trained.setdefault(key, {})
 
 
 def open_workshop(sweep: Sweep, few_shot: data.FewShotSet, plans: list[Plan]) -> Workshop:
@@ -242,17 +246,21 @@ def train_path(sweep: Sweep, workshop: Workshop, plan: Plan) -> list[ia2.Stage]:
         seed=f"{sweep.seed}-{number}",
     )
     start_seed = 1000 * sweep.seed + number
-    trained = workshop.trained_by(recipe)
+    primer_epochs = sweep.primer_epochs if len(method.path) > 1 else None
+    trained = workshop.trained_by(recipe, primer_epochs)
     if not trained:
         lora.reset(model, seed=start_seed)
         trained[()] = ia2.Trained(lora.state(model), [])
     lora.load_state(model, trained[()].adapter)
 
     def follow(stages: tuple[str, ...]) -> list[ia2.Stage]:
+        is_last = stages == method.path
+        epochs = recipe.epochs if is_last else primer_epochs or recipe.epochs
         path = tuple(workshop.losses[stage] for stage in stages)
         uses_gold = sweep.choices.uses_gold(stages[-1])
         targets = examples.labelled if uses_gold else examples.queries
-        return ia2.follow(model, path, targets, examples.dev, recipe, trained)
+        own = replace(recipe, epochs=epochs)
+        return ia2.follow(model, path, targets, examples.dev, own, trained)
 
     if "random" in method.path:
         follow(("ia2",))
@@ -276,7 +284,7 @@ def describe(sweep: Sweep, workshop: Workshop, plan: Plan, stages, edit) -> ia2.
     if is_steered:
         gold_loss = variants.steered_loss(workshop.steering)
     left = {
-        "dev_gold_loss": ia2.mean_loss(model, gold_loss, dev),
+        "dev_gold_loss": ia2.average_loss(model, gold_loss, dev),
         "teacher_right": ia2.teacher_right(setup, few_shot, labelled),
         "forgets": ia2.forgetting(setup, edit),
     }
@@ -376,11 +384,17 @@ def add_choices(parser: cli.Parser) -> None:
     )
     add("--queries", type=cli.positive_int, metavar="M", help="unlabelled queries (16)")
     add(
+        "--primer-epochs",
+        type=cli.positive_int,
+        metavar="E",
+        help="epochs at most of a stage that another one follows, as IA2 in ia2-sft (--epochs)",
+    )
+    add(
         "--steer-at",
         choices=("output", "all"),
         default="output",
-        help="positions at which steering adds its vector; at all it is a bias of o_proj, which "
-        "can be merged, and moves the query's own tokens too (output)",
+        help="positions at which steering adds its vector; at all it is a bias of o_proj "
+        "and moves the query's own tokens too (output)",
     )
 
 
@@ -424,6 +438,7 @@ def main(argv: list[str] | None = None) -> None:
         methods=methods,
         rates=cli.in_order(args.lr),
         recipe=ia2.Recipe(epochs=args.epochs, keep=args.keep),
+        primer_epochs=args.primer_epochs,
         choices=choices,
         foreign=foreign,
         balanced=balanced,

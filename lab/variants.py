@@ -7,9 +7,10 @@ Shapes: L layers, G output positions, d hidden size, B batch, C labels, V vocabu
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -219,12 +220,14 @@ def with_labels(targets: list[ia2.Target], examples, task: data.Data) -> list[La
     labels = [None] * len(targets)
     if examples is not None:
         labels = [example.label for example in examples]
+    counts = Counter(labels)
     lab_targets = []
     for target, label in zip(targets, labels):
-        values = {each.name: getattr(target, each.name) for each in fields(ia2.Target)}
-        weight = len(labels) / (len(set(labels)) * labels.count(label))
-        tokens = task.label_tokens
-        lab_targets.append(LabTarget(**values, label=label, label_tokens=tokens, weight=weight))
+        weight = len(labels) / (len(counts) * counts[label])
+        lab_target = LabTarget(
+            **vars(target), label=label, label_tokens=task.label_tokens, weight=weight
+        )
+        lab_targets.append(lab_target)
     return lab_targets
 
 
@@ -335,8 +338,8 @@ def equal_beta(model, response_loss: Callable, targets: list[LabTarget]) -> floa
     least: a response that the model gives anyway would make beta explode.
     """
     with lora.disable(model):
-        activations = ia2.mean_loss(model, ia2.ia2_loss, targets)
-        responses = ia2.mean_loss(model, response_loss, targets)
+        activations = ia2.average_loss(model, ia2.ia2_loss, targets)
+        responses = ia2.average_loss(model, response_loss, targets)
     return activations / max(responses, 0.1)
 
 
@@ -510,8 +513,8 @@ class Steering:
         SA_l(.) + v_l
 
     at the output positions. With `at="all"` the vector is added at every position. Then it is a
-    bias of o_proj and can be merged into the model, but the tokens of the query are moved too, and
-    with them what later layers read there as keys and values.
+    bias of o_proj, which a model can hold, but the tokens of the query are moved too, and with them
+    what later layers read there as keys and values.
     """
 
     vector: Tensor  # (L, d)

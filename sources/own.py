@@ -47,7 +47,8 @@ def understand(rows: Rows, items: dict[str, list[Item]]) -> Understood:
 
     If every response is one of at most 10 short texts, each seen twice or more on average, they
     are labels. Truth values and numbers that are written in two ways are one label. Raises
-    UserError where a part is empty, a query has two responses, or a test label is never trained.
+    UserError where a part is empty, a query has two responses, or a test label does not occur in
+    training.
     """
     for part, found in items.items():
         if not found:

@@ -50,6 +50,17 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file by one with this content, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def cache_folder() -> Path:
     """$IA2_CACHE, or `ia2` in the user's cache. Raises UserError where there is no home folder."""
     chosen = os.environ.get("IA2_CACHE")

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from support.cache import new_folder
+from support.cache import new_folder, write_whole
 from support.cli import UserError
 
 STARTED = time.perf_counter()  # near enough to the start of the command
@@ -183,13 +183,10 @@ def summary(training: dict | None) -> dict:
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Replace a results file by one with these rows, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
     lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
     try:
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, "".join(lines).encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"cannot write to {path} ({error.strerror}); make room and run the same command again: "
             "completed work is kept"

@@ -248,7 +248,7 @@ def test_tests_that_do_not_fit_are_one_sentence(tokenizer, samples, monkeypatch)
         data.load_with_tests("sst2", ["agnews"], tokenizer, options)
 
     def read(*_):
-        raise AssertionError("an unknown name is told before anything is read")
+        raise AssertionError("an unknown name fails before anything is read")
 
     monkeypatch.setattr(tasks, "read_task", read)
     with pytest.raises(UserError, match="unknown dataset 'finsem'.*did you mean finsen"):

@@ -254,7 +254,7 @@ def test_losses_equal_loops_over_examples_layers_and_tokens(tiny_model):
             cross -= math.log(logits[g].softmax(-1)[token].item()) / len(target.gold) / 3
     assert ia2.ia2_loss(tiny_model, targets).item() == pytest.approx(mse, rel=1e-5)
     assert ia2.sft_loss(tiny_model, targets).item() == pytest.approx(cross, rel=1e-5)
-    mean = ia2.mean_loss(tiny_model, ia2.ia2_loss, targets, batch_size=2)
+    mean = ia2.average_loss(tiny_model, ia2.ia2_loss, targets, batch_size=2)
     assert mean == pytest.approx(mse, rel=1e-5)
 
 

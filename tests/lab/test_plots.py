@@ -178,6 +178,30 @@ def test_a_file_is_drawn_whole(tmp_path):
     assert all(path.stat().st_size > 5000 for path in paths)
 
 
+def test_what_was_trained_in_other_ways_is_never_averaged(tmp_path):
+    rows = [row(method="icl", lr=None, set=i, accuracy=0.5) for i in range(2)]
+    for keep, accuracy in (("best", 0.9), ("last", 0.3)):
+        for method in ("sft", "ia2-sft"):
+            rows += [row(method=method, set=i, keep=keep, accuracy=accuracy) for i in range(2)]
+    rows.append(row(method="ia2-sft", keep="best", targets="unlabelled", accuracy=0.1))
+    titles = dict(plots.picture_rows(rows))
+    best, last = titles.values()
+    assert [title.partition("keep ")[2] for title in titles] == ["best", "last"]
+    assert len(best) == 7 and len(last) == 6  # icl is in both
+    axis = plots.set_by_set(best, "title").axes[0]
+    shown = {line.get_label(): list(line.get_xdata()) for line in axis.lines}
+    assert shown["sft"] == shown["ia2-sft"] == [90, 90, 90]
+    assert shown["ia2-sft, targets unlabelled"] == [10, 10]
+    assert len(plots.save_all(rows, tmp_path)) >= 2
+
+
+def test_six_panels_stand_in_two_lines():
+    each = [outcome(0, 0, 0.9), outcome(1, 0, 0.6)]
+    figure = plots.reliability({name: each for name in ("a", "b", "c", "d")}, "title")
+    places = [axis.get_subplotspec().rowspan.start for axis in figure.axes]
+    assert places == [0, 0, 0, 1]
+
+
 def test_rows_without_layers_or_outcomes_are_drawn_without_them(tmp_path):
     rows = [row(method=method, set=i) for method in ("sft", "ia2-sft") for i in range(2)]
     assert len(plots.save_all(rows, tmp_path)) == 2

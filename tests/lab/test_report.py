@@ -486,12 +486,15 @@ def test_a_stage_that_ran_as_long_as_it_may_is_counted():
     longer = {name: each.epochs for name, each in variants.METHODS.items() if each.epochs != 1}
     assert longer == diagnostics.EPOCHS
     assert {name.replace("_", "-") for name in diagnostics.GOLD_STAGES} == set(variants.USE_GOLD)
-    assert diagnostics.cap(row("sft", n=4), "sft") == 50
-    assert diagnostics.cap(row("sft", n=9), "sft") == 150
-    assert diagnostics.cap(row("sft-100", n=8), "sft") == 200
-    unlabelled = row("ia2-sft", n=4, queries=16)
-    assert diagnostics.cap(unlabelled, "ia2") == 200
-    assert diagnostics.cap(unlabelled, "sft") == 50
+    alone = [{"name": "sft"}]
+    both = [{"name": "ia2"}, {"name": "sft"}]
+    assert diagnostics.cap(row("sft", n=4, stages=alone), 0) == 50
+    assert diagnostics.cap(row("sft", n=9, stages=alone), 0) == 150
+    assert diagnostics.cap(row("sft-100", n=8, stages=alone), 0) == 200
+    unlabelled = row("ia2-sft", n=4, stages=both, queries=16)
+    assert [diagnostics.cap(unlabelled, i) for i in range(2)] == [200, 50]
+    dosed = row("ia2-sft", n=4, stages=both, primer_epochs=5)
+    assert [diagnostics.cap(dosed, i) for i in range(2)] == [5, 50]
 
 
 def test_kinds_of_demos_stand_side_by_side_and_are_never_averaged():

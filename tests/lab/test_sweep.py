@@ -102,6 +102,18 @@ def test_a_sweep_has_every_run_and_trains_what_methods_share_once(run, monkeypat
     assert len(steered) == 2 and not any("lr" in row for row in steered)
 
 
+def test_a_dose_of_ia2_leaves_what_follows_as_it_is(run):
+    result = run("--methods", "ia2", "ia2-sft", "--epochs", 3, "--primer-epochs", 1)
+    [alone] = rows_of(result, "ia2")
+    [both] = rows_of(result, "ia2-sft")
+    assert [stage["steps"] for stage in alone["stages"]] == [3]
+    assert [stage["steps"] for stage in both["stages"]] == [1, 3]
+    assert both["primer_epochs"] == 1 and "primer_epochs" not in alone
+    whole = run("--methods", "ia2-sft", "--epochs", 3).rows[-1]
+    assert [stage["steps"] for stage in whole["stages"]] == [3, 3]
+    assert whole["run"] != both["run"]
+
+
 def test_overlaps_are_with_the_adapters_of_the_same_and_of_another_set(run):
     rows = run("--sets", 2).rows
     first, second = [row["overlap"] for row in rows if row["method"] == "ia2-sft"]
@@ -147,7 +159,7 @@ def test_an_epoch_more_is_all_that_sft_100_differs_in(run):
 
 
 def test_sft_100_trains_all_its_epochs_where_sft_stops(run, monkeypatch):
-    monkeypatch.setattr(ia2, "mean_loss", lambda *_: 1.0)
+    monkeypatch.setattr(ia2, "average_loss", lambda *_: 1.0)
     options = ("--methods", "sft", "sft-100", "--lr", 1e-3)
     result = run(*options, quick=("--epochs", 8, "--test", 4))
     [short], [long] = rows_of(result, "sft"), rows_of(result, "sft-100")

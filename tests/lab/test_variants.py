@@ -180,7 +180,13 @@ def test_the_format_primer_asks_for_any_label(model, labelled):
 def test_balanced_sft_weighs_each_label_that_occurs_the_same(model, labelled):
     task = FakeTask(LABELS)
     examples = [data.Example("q", "r", label) for label in (0, 1, 0)]
-    targets = variants.with_labels(labelled, examples, task)
+    plain = []
+    for each in labelled:
+        target = ia2.Target(
+            each.teacher_prompt, each.student_prompt, each.gold, each.icl, each.A_icl
+        )
+        plain.append(target)
+    targets = variants.with_labels(plain, examples, task)
     assert [target.weight for target in targets] == [0.75, 1.5, 0.75]
     first = [log_p(model, labelled[i], [11])[0] for i in (0, 2)]
     second = log_p(model, labelled[1], [12])[0]
