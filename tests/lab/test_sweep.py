@@ -22,6 +22,7 @@ import data
 import ia2
 from engine import peft_files
 from lab import sweep, variants
+from lab import rows as result_rows
 from support import records
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +99,8 @@ def test_a_sweep_has_every_run_and_trains_what_methods_share_once(run, monkeypat
         assert f"| {method} " in result.out
         for row in rows_of(result, method):
             assert math.isfinite(row["accuracy"] + row["nll"] + row["asim"] + row["asim_centred"])
+    fields = {field for row in result.rows for field, _ in result_rows.options(row)}
+    assert fields == {"epochs", "keep", "rank"}, "what training leaves is no option of it"
     steered = rows_of(result, "steer")
     assert len(steered) == 2 and not any("lr" in row for row in steered)
 
