@@ -21,8 +21,8 @@ from samples import write_lines
 import data
 import ia2
 from engine import peft_files
-from lab import sweep, variants
 from lab import rows as result_rows
+from lab import sweep, variants
 from support import records
 
 ROOT = Path(__file__).parents[2]
