@@ -4,7 +4,7 @@
 
 H1 is the primary test. H2 to H5 are secondary: their p values are adjusted together by Holm's
 method. Each has rows of its own; rows of other models, tasks or recipes are not looked at. A
-few-shot set is one value, the mean over its tests.
+few-shot set is one value, the mean over its tests. There is no verdict before a run is whole.
 """
 
 import math
@@ -28,6 +28,7 @@ from support.records import grid
 MARGIN = 0.05  # of accuracy, in which two methods count as equivalent
 ASIM_MARGIN = 0.05  # how much less `asim` counts as no less
 HALF = 0.5  # of the squared shift
+SETS = 20  # of each hypothesis; of H2 ten for each of two tasks
 POWER = 0.8  # of the smallest difference that a test is likely to see
 
 MIDDLE = {"model": "qwen2.5-coder-0.5b", "dataset": "movies"}
@@ -139,9 +140,11 @@ SECONDARY: tuple[Callable, ...] = (constant, near_and_wrong, mean_target, beyond
 
 
 def word(answer: Answer, p: float) -> str:
-    """The verdict by the plan's rules."""
+    """The verdict by the plan's rules; none before all few-shot sets are there."""
     if math.isnan(p):
         return "not run"
+    if len(answer.values) < SETS:
+        return f"none yet, {SETS} sets are planned"
     if answer.refuted:
         return "refuted"
     return "holds" if p < LEVEL else "undecided"
