@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sources import answers, own, readers
+from sources import answers, formulas, own, readers
 from sources.own import one_block
 from sources.readers import BadRow, Hub, Item, field
 from support.cli import UserError, log, suggest
@@ -232,8 +232,8 @@ TASK_LIST = (
         family="algebra",
         read_row=solved("problem", "solution"),
         max_tokens=200,
-        parse=answers.final_formula,
-        same=answers.same_formula,
+        parse=formulas.final_formula,
+        same=formulas.same_formula,
         **ANSWERS,
     ),
 )

@@ -21,7 +21,7 @@ import ia2
 import lora
 import metrics
 from engine import models
-from lab import page
+from lab import page, page_record
 from support import records
 
 ROOT = Path(__file__).parents[2]
@@ -259,11 +259,11 @@ def test_what_a_picture_of_sets_does_not_tell_is_said():
 
 
 def test_steps_are_few_and_hold_both_ends():
-    assert page.chosen_steps(5) == [0, 1, 2, 3, 4, 5]
+    assert page_record.chosen_steps(5) == [0, 1, 2, 3, 4, 5]
     for last in (19, 20, 50, 400):
-        steps = page.chosen_steps(last)
+        steps = page_record.chosen_steps(last)
         assert (steps[0], steps[-1]) == (0, last)
-        assert len(set(steps)) == len(steps) <= page.STATES
+        assert len(set(steps)) == len(steps) <= page_record.STATES
         gaps = np.diff(steps)
         assert gaps[0] == min(gaps) and gaps[-1] == max(gaps), "denser at the start"
 
@@ -272,7 +272,7 @@ def test_the_plane_is_that_of_the_covariance_matrix():
     generator = torch.Generator().manual_seed(0)
     base = [torch.randn(3, 1, 8, generator=generator) for _ in range(6)]
     icl = [torch.randn(3, 1, 8, generator=generator) + 2 for _ in range(6)]
-    plane = page.fit_plane(base, icl, 1)
+    plane = page_record.fit_plane(base, icl, 1)
     points = np.array([A[1, 0].numpy() for A in base + icl], dtype=float)
     values, vectors = np.linalg.eigh(np.cov(points.T))
     assert plane.variance == pytest.approx((values[::-1] / values.sum())[:2])
@@ -308,7 +308,7 @@ def test_recording_changes_nothing_in_training_and_ends_where_training_does(smal
         return stages
 
     monkeypatch.setattr(ia2, "follow", remember)
-    found = page.record(setup, few_shot, recipe)
+    found = page_record.record(setup, few_shot, recipe)
     targets, dev = ia2.few_shot_targets(model, setup.tokenizer, few_shot)
     lora.reset(model, seed=0)
     trained = {(): ia2.Trained(lora.state(model), [])}
@@ -332,7 +332,7 @@ def test_recording_changes_nothing_in_training_and_ends_where_training_does(smal
 
 def test_steering_is_recorded_with_the_vector_in_place(small):
     setup, few_shot = small
-    found = page.record(setup, few_shot, ia2.Recipe(epochs=1))
+    found = page_record.record(setup, few_shot, ia2.Recipe(epochs=1))
     model = setup.model
     [test] = setup.tests
     targets, _ = ia2.few_shot_targets(model, setup.tokenizer, few_shot)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import folder
 
-from sources import answers, tasks
+from sources import answers, formulas, math_helper, tasks
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"  # more rows, where they are there
@@ -282,7 +282,7 @@ SPACES = [chr(code) for code in range(0x3001) if unicodedata.category(chr(code))
 def test_thousands_are_read_with_every_kind_of_space(space):
     assert answers.number(f"#### 1{space}000") == 1000
     assert answers.number(f"She has 1{space}234{space}567 stars.") == 1_234_567
-    assert answers.same_formula(f"12{space}345", "12345")
+    assert formulas.same_formula(f"12{space}345", "12345")
     assert answers.number(f"#### 5{space}3") is None
 
 
@@ -360,9 +360,9 @@ def test_any_number_is_found_behind_the_marks(value, grouping):
         r"\boxed{{{}}}",
     ):
         assert answers.number(wording.format(text)) == value
-    found = answers.final_formula(rf"\boxed{{{text}}}")
-    assert answers.same_formula(found, str(value))
-    assert not answers.same_formula(found, str(value + 1))
+    found = formulas.final_formula(rf"\boxed{{{text}}}")
+    assert formulas.same_formula(found, str(value))
+    assert not formulas.same_formula(found, str(value + 1))
 
 
 # ---- where a formula stands ----------------------------------------------------------------------
@@ -416,7 +416,7 @@ FINAL_FORMULAS = [
 
 @pytest.mark.parametrize("text, expected", FINAL_FORMULAS)
 def test_final_formulas(text, expected):
-    assert answers.final_formula(text) == expected
+    assert formulas.final_formula(text) == expected
 
 
 # ---- two formulas --------------------------------------------------------------------------------
@@ -605,19 +605,19 @@ UNEQUAL = [
 
 
 def in_boxes(*texts):
-    return [answers.final_formula(rf"so $\boxed{{{text}}}$") for text in texts]
+    return [formulas.final_formula(rf"so $\boxed{{{text}}}$") for text in texts]
 
 
 @pytest.mark.parametrize("predicted, expected", EQUAL)
 def test_equal_formulas(predicted, expected):
-    assert answers.same_formula(*in_boxes(predicted, expected))
-    assert answers.same_formula(*in_boxes(expected, predicted))
+    assert formulas.same_formula(*in_boxes(predicted, expected))
+    assert formulas.same_formula(*in_boxes(expected, predicted))
 
 
 @pytest.mark.parametrize("predicted, expected", UNEQUAL)
 def test_unequal_formulas(predicted, expected):
-    assert not answers.same_formula(*in_boxes(predicted, expected))
-    assert not answers.same_formula(*in_boxes(expected, predicted))
+    assert not formulas.same_formula(*in_boxes(predicted, expected))
+    assert not formulas.same_formula(*in_boxes(expected, predicted))
 
 
 # ---- the time limit and the helper process -------------------------------------------------------
@@ -640,71 +640,71 @@ ENDLESS = [
 
 @pytest.fixture
 def short_limit(monkeypatch):
-    monkeypatch.setattr(answers, "TIME_LIMIT", 0.3)
-    answers.ask_helper.cache_clear()
+    monkeypatch.setattr(math_helper, "TIME_LIMIT", 0.3)
+    math_helper.ask_helper.cache_clear()
     yield
-    answers.ask_helper.cache_clear()
+    math_helper.ask_helper.cache_clear()
 
 
 @pytest.mark.parametrize("formula", ENDLESS)
 def test_a_formula_without_an_end_is_compared_as_text(formula, short_limit):
-    assert answers.same_formula(formula, "x+2") is False
+    assert formulas.same_formula(formula, "x+2") is False
     started = time.monotonic()
-    assert answers.same_formula(formula, "x+2") is False  # remembered
-    assert answers.same_formula(formula, formula) is True
+    assert formulas.same_formula(formula, "x+2") is False  # remembered
+    assert formulas.same_formula(formula, formula) is True
     assert time.monotonic() - started < 0.3
 
 
 def test_the_time_limit_holds_and_the_next_comparison_is_right():
-    assert answers.same_formula("a + 2", "2 + a")  # the helper is running
-    answers.ask_helper.cache_clear()
+    assert formulas.same_formula("a + 2", "2 + a")  # the helper is running
+    math_helper.ask_helper.cache_clear()
     started = time.monotonic()
-    assert not answers.same_formula("10^{9}!", "3")
-    assert time.monotonic() - started < answers.TIME_LIMIT + 5
-    assert answers.same_formula("a + 3", "3 + a")
+    assert not formulas.same_formula("10^{9}!", "3")
+    assert time.monotonic() - started < math_helper.TIME_LIMIT + 5
+    assert formulas.same_formula("a + 3", "3 + a")
 
 
 def test_long_formulas_are_compared_as_text():
     long = "+".join(["x"] * 400)
-    assert answers.same_formula(long, long.replace("+", " + "))
-    assert not answers.same_formula(long, "400x")
+    assert formulas.same_formula(long, long.replace("+", " + "))
+    assert not formulas.same_formula(long, "400x")
 
 
 def test_threads_share_the_helper():
     pairs = [(f"{k}x + 1", f"1 + {k + k % 2}x") for k in range(40)]
     with ThreadPoolExecutor(4) as pool:
-        verdicts = list(pool.map(lambda pair: answers.same_formula(*pair), pairs))
+        verdicts = list(pool.map(lambda pair: formulas.same_formula(*pair), pairs))
     assert verdicts == [k % 2 == 0 for k in range(40)]
 
 
 def test_after_an_interrupt_no_reply_is_taken_for_that_of_another_question(monkeypatch):
-    assert answers.HELPER.ask("b + 1", "1 + b", 6) is True
+    assert math_helper.HELPER.ask("b + 1", "1 + b", 6) is True
 
     def interrupted(line, limit):
-        answers.HELPER.process.stdin.write(line + "\n")
-        answers.HELPER.process.stdin.flush()
+        math_helper.HELPER.process.stdin.write(line + "\n")
+        math_helper.HELPER.process.stdin.flush()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(answers.HELPER, "reply", interrupted)
+        patch.setattr(math_helper.HELPER, "reply", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            answers.HELPER.ask("b + 2", "2 + b", 6)
-    assert answers.HELPER.ask("b + 2", "b + 3", 6) is False
+            math_helper.HELPER.ask("b + 2", "2 + b", 6)
+    assert math_helper.HELPER.ask("b + 2", "b + 3", 6) is False
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_a_forked_process_has_a_helper_of_its_own():
-    assert answers.same_formula("c + 1", "1 + c")
-    helper = answers.HELPER.process.pid
+    assert formulas.same_formula("c + 1", "1 + c")
+    helper = math_helper.HELPER.process.pid
     child = os.fork()
     if child == 0:
-        right = answers.same_formula("c + 2", "2 + c") and answers.HELPER.process.pid != helper
-        answers.HELPER.stop()
+        right = formulas.same_formula("c + 2", "2 + c") and math_helper.HELPER.process.pid != helper
+        math_helper.HELPER.stop()
         os._exit(0 if right else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert answers.same_formula("c + 3", "3 + c")
-    assert answers.HELPER.process.pid == helper
+    assert formulas.same_formula("c + 3", "3 + c")
+    assert math_helper.HELPER.process.pid == helper
 
 
 def test_without_math_verify_there_is_a_sentence(monkeypatch, tmp_path):
@@ -713,7 +713,7 @@ def test_without_math_verify_there_is_a_sentence(monkeypatch, tmp_path):
     for module in ("math_verify", "sympy"):
         (tmp_path / f"{module}.py").write_text("raise ImportError('it is not there')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    helper = answers.Helper()
+    helper = math_helper.Helper()
     with pytest.raises(UserError, match="it is not there.*install the packages"):
         helper.ask("x", "y", 6)
     assert helper.process is None
@@ -721,11 +721,11 @@ def test_without_math_verify_there_is_a_sentence(monkeypatch, tmp_path):
 
 SCRIPT = """
 import sys, time
-from sources import answers
-print(answers.same_formula("x + 1", "1 + x"), answers.HELPER.process.pid, flush=True)
+from sources import formulas, math_helper
+print(formulas.same_formula("x + 1", "1 + x"), math_helper.HELPER.process.pid, flush=True)
 if sys.argv[1] == "busy":
-    answers.TIME_LIMIT = 600
-    answers.same_formula("10^{9}!", "3")
+    math_helper.TIME_LIMIT = 600
+    formulas.same_formula("10^{9}!", "3")
 if sys.argv[1] == "idle":
     time.sleep(600)
 """
@@ -757,7 +757,7 @@ def test_a_plain_script_needs_no_main_and_leaves_no_process_behind(state, tmp_pa
             assert is_running(int(pid))
             script.kill()
     assert verdict == "True"
-    patience = time.monotonic() + answers.TIME_LIMIT + 10
+    patience = time.monotonic() + math_helper.TIME_LIMIT + 10
     while is_running(int(pid)) and time.monotonic() < patience:
         time.sleep(0.1)
     assert not is_running(int(pid))
@@ -772,7 +772,7 @@ HARD = st.text() | st.text(alphabet="0123456789.,/-+$%#\\{} \nboxedfracsqrtanswe
 @settings(max_examples=60, deadline=None)
 def test_no_text_breaks_a_parser(first, second):
     answers.same_number(answers.number(first), answers.number(second))
-    answers.same_formula(answers.final_formula(first), answers.final_formula(second))
+    formulas.same_formula(formulas.final_formula(first), formulas.final_formula(second))
     answers.same_words(answers.after_hashes(first), answers.after_hashes(second))
     number = answers.number(first)
     assert answers.same_number(number, number) == (number is not None)
@@ -800,10 +800,10 @@ def test_long_texts_are_read_in_no_time(piece):
     text = piece * 2000
     started = time.monotonic()
     answers.number(text)
-    answers.final_formula(text)
+    formulas.final_formula(text)
     answers.same_words(text, text + "1")
     answers.same_text(text, text + "1")
-    answers.same_formula(text, text + "1")
+    formulas.same_formula(text, text + "1")
     assert time.monotonic() - started < 5
 
 
