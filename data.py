@@ -42,7 +42,7 @@ class Example:
 class Data:
     """A task's examples, and how its labels look in this run."""
 
-    task: tasks.Task
+    spec: tasks.Task  # how the task is read, asked and parsed
     pool: list[Example]  # few-shot sets are drawn from it
     test: list[Example]  # held out
     source: str
@@ -154,7 +154,7 @@ def load_with_tests(
     for test_name in test_names:
         if test_name != name:
             test = load(test_name, tokenizer, replace(options, labels=training.label_style))
-            tasks.check_pair(training.task, test.task)
+            tasks.check_pair(training.spec, test.spec)
             others[test_name] = test
     check_distinct(training, list(others.values()))
     training = without_tested(training, list(others.values()))
@@ -164,11 +164,11 @@ def load_with_tests(
 def without_tested(training: Data, tests: list[Data]) -> Data:
     """The training task without the queries that another task tests on."""
     tested = [example for test in tests for example in test.test]
-    pool = drop_repeats(training.pool, tested, as_written=training.task.family == "own")
+    pool = drop_repeats(training.pool, tested, as_written=training.spec.family == "own")
     count = len(training.pool) - len(pool)
     if count:
-        log(f"{training.task.name}: {count} training rows are test queries too and are left out")
-    check_parts(training.task.name, pool, training.test)
+        log(f"{training.spec.name}: {count} training rows are test queries too and are left out")
+    check_parts(training.spec.name, pool, training.test)
     return replace(training, pool=pool)
 
 
@@ -177,9 +177,9 @@ def check_distinct(training: Data, tests: list[Data]) -> None:
     seen = [training]
     for test in tests:
         for other in seen:
-            if other.task.name != test.task.name and same_texts(other, test):
+            if other.spec.name != test.spec.name and same_texts(other, test):
                 raise UserError(
-                    f"{other.task.name} and {test.task.name} are the same texts here "
+                    f"{other.spec.name} and {test.spec.name} are the same texts here "
                     f"({test.source}); use one of the two names"
                 )
         seen.append(test)
@@ -252,7 +252,7 @@ def unrelated_prompts(tokenizer, leave_out: list[Data], count: int = 200) -> lis
 
     Empty, with a warning, where they cannot be fetched.
     """
-    used = {task.task.snippets for task in leave_out}
+    used = {task.spec.snippets for task in leave_out}
     names = [name for name in UNRELATED if tasks.TASKS[name].snippets not in used]
     prompts = []
     for name in names:
@@ -438,11 +438,11 @@ def read_answers(
     for response, example in zip(responses, test.test):
         written = response[:-1] if response and response[-1] in ends else response
         text = tokenizer.decode(written).strip().split(BLANK_LINE)[0]
-        answer = test.task.parse(text)
-        same = test.task.same(answer, test.task.parse(example.response))
+        answer = test.spec.parse(text)
+        same = test.spec.same(answer, test.spec.parse(example.response))
         if not same:
             tokens = tokenizer(example.response, add_special_tokens=False).input_ids
-            same = test.task.same(answer, test.task.parse(tokenizer.decode(tokens)))
+            same = test.spec.same(answer, test.spec.parse(tokenizer.decode(tokens)))
         answers.append(answer)
         right.append(same)
     return answers, right
@@ -570,7 +570,7 @@ def query_blocks(
 def training_settings(task: Data, few_shot: FewShotSet, balanced: bool) -> dict:
     """What a results row tells of the training data, to run it again and to tell it from others."""
     return {
-        "dataset": task.task.name,
+        "dataset": task.spec.name,
         "source": task.source,
         "pool_data": digest(task.pool),
         "prompt": task.prompt,
@@ -592,7 +592,7 @@ def training_settings(task: Data, few_shot: FewShotSet, balanced: bool) -> dict:
 def test_settings(test: Data) -> dict:
     """What a results row tells of the test queries."""
     return {
-        "eval_dataset": test.task.name,
+        "eval_dataset": test.spec.name,
         "eval_source": test.source,
         "test": len(test.test),
         "test_data": digest(test.test),

@@ -131,14 +131,14 @@ def test_adapter(saved: Saved, choice, tests: list[data.Data]) -> str:
         for test, evaluation in zip(tests, evaluations):
             rows.append(
                 {
-                    "dataset": tests[0].task.name,
+                    "dataset": tests[0].spec.name,
                     **saved.settings,
                     **data.test_settings(test),
                     **evaluation.scores,
                     "method": method,
                 }
             )
-    counts = ", ".join(f"{len(test.test)} of {test.task.name}" for test in tests)
+    counts = ", ".join(f"{len(test.test)} of {test.spec.name}" for test in tests)
     return f"{choice.name}; test queries: {counts}\n\n{records.score_grid(rows)}"
 
 

@@ -147,7 +147,7 @@ class Study:
             **self.setup.settings,
             **data.training_settings(self.setup.task, few_shot, self.balanced),
             "method": "anatomy",
-            "foreign": self.foreign.task.name if self.foreign else None,
+            "foreign": self.foreign.spec.name if self.foreign else None,
         }
 
     def key(self, few_shot: data.FewShotSet, test: data.Data) -> tuple:
@@ -326,7 +326,7 @@ def run_set(study: Study, sizes: list[int], number: int) -> None:
         for test in missing:
             if is_there(study, few_shot, test):  # another process was faster
                 continue
-            name = test.task.name
+            name = test.spec.name
             log(f"n = {len(few_shot.train)}, set {number}: {name}")
             start = time.perf_counter()
             if name not in bases:
@@ -361,11 +361,11 @@ def set_up(choice, names: list[str], options: data.Options) -> ia2.Setup:
     task, tests = data.load_with_tests(names[0], names[1:], choice.tokenizer, options)
     if not task.label_tokens:
         raise UserError(
-            f"{task.task.name} is free text, and lab.anatomy reads activations where a label is "
+            f"{task.spec.name} is free text, and lab.anatomy reads activations where a label is "
             "predicted; use a task with labels as --dataset"
         )
     for test in tests:
-        check_count(test.task.name, len(test.test))
+        check_count(test.spec.name, len(test.test))
     model = models.load_model(choice)
     cpu.speed_up(model)
     settings = models.settings(choice, model)
@@ -386,7 +386,7 @@ def find_foreign(setup: ia2.Setup, options: data.Options) -> data.Data | None:
         return variants.foreign_task(setup.task, setup.tests, setup.tokenizer, options)
     except UserError:
         log(
-            f"no foreign demos: no task with the labels of {setup.task.task.name} is left that is "
+            f"no foreign demos: no task with the labels of {setup.task.spec.name} is left that is "
             "neither trained nor tested on"
         )
         return None

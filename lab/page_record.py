@@ -224,7 +224,7 @@ def settings_of(setup: ia2.Setup, few_shot: data.FewShotSet, recipe: ia2.Recipe)
     return {
         **setup.settings,
         "versions": {name: version(name) for name in ("torch", "transformers")},
-        "dataset": test.task.name,
+        "dataset": test.spec.name,
         "source": test.source,
         "n": len(few_shot.train),
         "set": few_shot.number,

@@ -78,7 +78,7 @@ class Sweep:
             **data.training_settings(self.setup.task, few_shot, self.balanced),
         }
         if self.foreign:
-            settings["demos"] = f"foreign: {self.foreign.task.name}"
+            settings["demos"] = f"foreign: {self.foreign.spec.name}"
         elif self.choices.demos != "own":
             settings["demos"] = self.choices.demos
         return settings

@@ -144,7 +144,7 @@ def check_methods(names: list[str], choices: Choices, task: data.Data) -> None:
     """Raise UserError where a method or the demos do not fit the task or the choices."""
     if choices.demos == "flipped" and not task.label_tokens:
         raise UserError(
-            f"flipped demos have wrong labels and {task.task.name} is free text; use a task with "
+            f"flipped demos have wrong labels and {task.spec.name} is free text; use a task with "
             "labels, or other --demos"
         )
     for name in names:
@@ -152,7 +152,7 @@ def check_methods(names: list[str], choices: Choices, task: data.Data) -> None:
         needs_labels = method.corrected or set(method.path) & set(NEED_LABELS)
         if needs_labels and not task.label_tokens:
             raise UserError(
-                f"the method {name} needs a task with labels and {task.task.name} is free text; "
+                f"the method {name} needs a task with labels and {task.spec.name} is free text; "
                 "leave it out of --methods"
             )
         if choices.queries == 1 and set(method.path) & set(NEED_OTHERS):
@@ -441,9 +441,9 @@ def foreign_task(training: data.Data, tests: list[data.Data], tokenizer, options
     It is of the same kind of source, bundled or not. Texts that it shares with the others are left
     out of its pool. Raises UserError if there is none.
     """
-    own = training.task
+    own = training.spec
     used = [training, *tests]
-    names = {other.task.name for other in used}
+    names = {other.spec.name for other in used}
     options = replace(options, labels=training.label_style)
     for task in tasks.TASKS.values():
         alike = (task.family, task.labels, bool(task.snippets))

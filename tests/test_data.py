@@ -81,12 +81,12 @@ def test_every_task_reads_its_rows(name, load):
     assert task.source.startswith("folder:")
     for example in task.pool + task.test:
         assert example.query and example.response
-        if task.task.labels:
+        if task.spec.labels:
             assert example.response == task.label_texts[example.label]
             assert task.max_tokens == 1
         else:
             assert example.label is None
-            assert task.task.parse(example.response) not in (None, "")
+            assert task.spec.parse(example.response) not in (None, "")
             assert task.max_tokens == 200
 
 
@@ -220,7 +220,7 @@ def test_a_test_part_that_is_not_larger_is_taken_whole(count, movies):
 def test_tests_are_worded_like_the_training_task(tokenizer, samples):
     options = data.Options(data_dir=samples, labels="words")
     training, tests = data.load_with_tests("sst2", ["finsen", "sst2", "finsen"], tokenizer, options)
-    assert [test.task.name for test in tests] == ["finsen", "sst2"], "each once, in their order"
+    assert [test.spec.name for test in tests] == ["finsen", "sst2"], "each once, in their order"
     assert tests[0].label_texts == training.label_texts == [" negative", " positive"]
     assert tests[1] == training
     assert data.load_with_tests("sst2", [], tokenizer, options)[1] == [training]
@@ -270,7 +270,7 @@ def no_hub(monkeypatch):
 
 def test_without_a_hub_a_stand_in_is_used_and_said(tokenizer, no_hub, capsys):
     task = data.load("sst2", tokenizer)
-    assert task.task.name == "sst2"
+    assert task.spec.name == "sst2"
     assert task.source.startswith("stand-in movies, pypi:vaderSentiment")
     assert task.pool == data.load("movies", tokenizer).pool
     assert "warning: the hub cannot be reached, so movies" in capsys.readouterr().err
@@ -299,7 +299,7 @@ def test_two_names_of_the_same_texts_are_refused(training, tests, refused, token
             data.load_with_tests(training, tests, tokenizer)
     else:
         _, loaded = data.load_with_tests(training, tests, tokenizer)
-        assert [test.task.name for test in loaded] == tests
+        assert [test.spec.name for test in loaded] == tests
 
 
 def test_two_folders_with_the_same_rows_are_refused(tokenizer, tmp_path):
@@ -842,7 +842,7 @@ COLOURS = [
 
 def test_own_rows_with_few_short_responses_are_a_label_task(load, tmp_path, capsys):
     task = load(own(tmp_path, COLOURS[:4], COLOURS[4:]), plain=True)
-    assert task.task.labels == ("green", "white")
+    assert task.spec.labels == ("green", "white")
     assert task.max_tokens == 1
     assert task.pool[0] == Example("The colour of grass is", " green", 0)
     assert "is a label task: green, white" in capsys.readouterr().err
@@ -870,28 +870,28 @@ def test_a_number_behind_a_query_that_ends_in_a_digit_is_refused(query, labels, 
 def test_own_rows_with_many_responses_are_free_text(load, tmp_path):
     rows = [{"query": f"{k} squared is", "response": f"the number {k * k}"} for k in range(8)]
     task = load(own(tmp_path, rows[:6], rows[6:]))
-    assert task.task.labels == ()
+    assert task.spec.labels == ()
     assert task.label_style is None
     assert task.max_tokens == 200
     assert task.pool[0] == Example("0 squared is", " the number 0")
-    assert task.task.same(task.task.parse(" The number 4. "), task.task.parse("the number 4"))
+    assert task.spec.same(task.spec.parse(" The number 4. "), task.spec.parse("the number 4"))
 
 
 def test_two_folders_of_one_last_name_are_two_tasks(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = ("en/intents", "de/intents", "intents")
-    names = [load(own(tmp_path / name, COLOURS[:4], COLOURS[4:])).task.name for name in folders]
+    names = [load(own(tmp_path / name, COLOURS[:4], COLOURS[4:])).spec.name for name in folders]
     assert names == ["en/intents/", "de/intents/", "intents/"]
-    relative = load("./en/intents").task.name
-    assert relative == load(tmp_path / "en" / "intents").task.name == "en/intents/"
+    relative = load("./en/intents").spec.name
+    assert relative == load(tmp_path / "en" / "intents").spec.name == "en/intents/"
     monkeypatch.chdir("/")
-    english = load(tmp_path / "en" / "intents").task.name
-    assert english != load(tmp_path / "de" / "intents").task.name
+    english = load(tmp_path / "en" / "intents").spec.name
+    assert english != load(tmp_path / "de" / "intents").spec.name
 
 
 def test_a_folder_is_not_taken_for_the_benchmark_of_its_name(load, tmp_path):
     own(tmp_path / "movies", COLOURS[:4], COLOURS[4:])
-    assert load(tmp_path / "movies").task.name not in tasks.TASKS
+    assert load(tmp_path / "movies").spec.name not in tasks.TASKS
 
 
 def test_repeated_queries_are_left_out_and_counted(load, tmp_path, capsys):
@@ -1001,7 +1001,7 @@ def test_own_rows_can_be_csv(load, tmp_path):
     train = 'query,response\n"a, b",yes\nc,no,,\n"two\nlines",yes\nd,no,\n'
     task = load(csv(tmp_path, train))
     assert [example.query for example in task.pool] == ["a, b", "c", "two\nlines", "d"]
-    assert task.task.labels == ("no", "yes")
+    assert task.spec.labels == ("no", "yes")
 
 
 @pytest.mark.parametrize(

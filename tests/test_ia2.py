@@ -564,7 +564,7 @@ def test_free_text_is_answered_parsed_and_compared(family, tokenizer, place):
     right = []
     for response, example in zip(base.responses, test.test):
         text = tokenizer.decode(response, skip_special_tokens=True).strip().split("\n\n")[0]
-        right.append(test.task.same(test.task.parse(text), test.task.parse(example.response)))
+        right.append(test.spec.same(test.spec.parse(text), test.spec.parse(example.response)))
     assert base.scores["accuracy"] == sum(right) / 5
     assert 0 < ia2.compare(base, icl)["asim"] < 1
 

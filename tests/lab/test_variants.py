@@ -245,8 +245,8 @@ def test_the_lab_has_the_methods_of_the_paper_and_a_sentence_for_each(model, tex
 
 def test_methods_that_need_labels_refuse_free_text():
     task = FakeTask([])
-    task.task = FakeTask([])
-    task.task.name = "gsm8k"
+    task.spec = FakeTask([])
+    task.spec.name = "gsm8k"
     refused = []
     for name in METHODS:
         try:
@@ -322,13 +322,13 @@ def stand_in(tokenizer):
     """What `sst2` is where no hub can be reached: the texts of `movies`."""
     task = data.load("movies", tokenizer, OPTIONS)
     source = f"stand-in movies, {task.source}"
-    return replace(task, task=replace(task.task, name="sst2"), source=source)
+    return replace(task, spec=replace(task.spec, name="sst2"), source=source)
 
 
 def test_foreign_demos_are_never_the_training_or_test_texts(tokenizer, stand_in):
     amazon = data.load("amazon", tokenizer, OPTIONS)
     foreign = variants.foreign_task(stand_in, [stand_in, amazon], tokenizer, OPTIONS)
-    assert foreign.task.name == "nyt"
+    assert foreign.spec.name == "nyt"
     assert foreign.label_texts == stand_in.label_texts
     pool = {example.query for example in foreign.pool}
     for task in (stand_in, amazon):
