@@ -20,6 +20,7 @@ from lab.rows import SETTING, is_number
 PLAN_RATE = 3e-4
 PLAN_OPTIONS = {"rank": "8", "epochs": "50", "keep": "best"}
 LEVEL = 0.05
+FEWEST_SETS = 5  # few-shot sets, for a verdict
 
 
 # ---- paired differences --------------------------------------------------------------------------
@@ -75,9 +76,13 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def verdict(values: list[float], p: float, better: int) -> str:
-    """The word for a test: "holds", "does not hold" (the other way round) or "undecided"."""
+    """The word for a test: "holds", "does not hold" (the other way round), "undecided", or "too
+    few sets": a spread that two or three sets have by chance is no basis.
+    """
     if math.isnan(p):
         return "-"
+    if len(values) < FEWEST_SETS:
+        return "too few sets"
     if p >= LEVEL:
         return "undecided"
     return "holds" if better * fmean(values) > 0 else "does not hold"

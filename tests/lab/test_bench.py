@@ -192,7 +192,7 @@ def test_the_reproduction_is_what_the_committed_rows_need():
     made = set().union(*(rows_of(run) for run in reproduce.RUNS))
     fields = ("labels", "demos", "n", "set", "lr", "method", "eval_dataset", "test")
     committed = []
-    for file in ROOT.glob("results/*/results.jsonl"):
+    for file in ROOT.glob("results/*-*/results.jsonl"):
         for line in file.read_text().splitlines():
             row = json.loads(line)
             committed.append((file.parent.name, *(row.get(field) for field in fields)))

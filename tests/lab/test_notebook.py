@@ -33,6 +33,7 @@ EXERCISES = {
             "return ia2.forward(model, [tokens])[0].activations": "shape error",
             "LAYERS[0].self_attn.register_forward_hook(lambda *given: None)\n"
             "return attention_outputs(model, tokens)": "value error: 1 hooks are still there",
+            "return attention_outputs(model, tokens).detach()": "value error: no gradient",
         },
     ),
     2: (
@@ -305,10 +306,10 @@ def verdict_cell(number, solution=""):
 
 
 def folded_solution(notebook, number):
-    """The function of a solution that is folded away in a text."""
+    """The code blocks of a solution that is folded away in a text: its function is the first."""
     [text] = [text for text in texts(notebook) if f"<summary>Solution {number}</summary>" in text]
-    after = text.partition(f"<summary>Solution {number}</summary>")[2]
-    return re.search(r"```python\n(.*?)```", after, re.DOTALL)[1]
+    after = text.partition(f"<summary>Solution {number}</summary>")[2].partition("</details>")[0]
+    return re.findall(r"```python\n(.*?)```", after, re.DOTALL)
 
 
 def with_checks(notebook):
@@ -330,7 +331,9 @@ def with_checks(notebook):
             cells.append(verdict_cell(int(solved[1])))
         for number in FOLDED_IN_TEXT:
             if cell.source.startswith(f"def {EXERCISES[number][0]}("):
-                cells.append(verdict_cell(number, folded_solution(notebook, number)))
+                function, *further = folded_solution(notebook, number)
+                cells.append(verdict_cell(number, function))
+                cells += [nbformat.v4.new_code_cell(block) for block in further]
     dump = "import json\nprint(json.dumps({'pictures': pictures_seen}))"
     notebook.cells = [*cells, nbformat.v4.new_code_cell(dump)]
     return notebook
@@ -380,6 +383,10 @@ def test_no_picture_hides_anything(small_run):
     [seen] = noted(small_run, "pictures")
     assert len(seen["pictures"]) == PICTURES
     assert [each for each in seen["pictures"] if each["hidden"]] == []
+
+
+def test_the_last_solution_compares_with_the_flipped_teacher(small_run):
+    assert re.search(r"IA2 toward flipped demos answers as the .* in \d+%", printed(small_run))
 
 
 def test_log_lines_of_training_stay_out(small_run):

@@ -19,8 +19,15 @@ from support import cli, records
 from support.cli import UserError
 
 ROOT = Path(__file__).parents[2]
-COMMITTED = sorted(ROOT.glob("results/*/results.jsonl"))
+COMMITTED = sorted(ROOT.glob("results/*-*/results.jsonl"))  # of the former procedure
 VERDICTS = ("holds", "does not hold", "undecided")
+FEWEST_SETS = comparisons.FEWEST_SETS
+
+
+@pytest.fixture(autouse=True)
+def verdicts_of_two_sets(monkeypatch):
+    """Tests of the other rules need few rows."""
+    monkeypatch.setattr(comparisons, "FEWEST_SETS", 2)
 
 
 def row(method="sft", number=0, accuracy=0.5, lr=3e-4, **changes):
@@ -410,6 +417,13 @@ def test_verdicts_stand_beside_planned_tests_alone():
     assert not any(word in former for word in VERDICTS)
     assert "no verdict, since the test was named after these rows were made" in former
     assert former.count(report.FORMER) == 1
+
+
+def test_few_sets_get_no_verdict(monkeypatch):
+    monkeypatch.setattr(comparisons, "FEWEST_SETS", FEWEST_SETS)
+    values = [0.2, 0.21, 0.19, 0.2]
+    assert comparisons.verdict(values, 1e-6, 1) == "too few sets"
+    assert comparisons.verdict([*values, 0.2], 1e-6, 1) == "holds"
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.parent.name)
