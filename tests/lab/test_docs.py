@@ -39,7 +39,7 @@ MAINS = {
 COMMAND = re.compile(r"(?:^|`|&& \S*)python (?:-m )?((?:ia2\.py|lab\.\w+)[^`\n#]*)", re.MULTILINE)
 COMMANDS = list(dict.fromkeys(words for text in DOCS.values() for words in COMMAND.findall(text)))
 FILES = sorted(ROOT.glob("results/*-*/results.jsonl"))  # of the former procedure
-PLANNED = sorted(set(ROOT.glob("results/*/results.jsonl")) - set(FILES))
+PLAN_FILES = sorted(set(ROOT.glob("results/*/results.jsonl")) - set(FILES))
 
 
 # ---- commands ------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_nothing_tells_of_another_machine():
 # ---- results -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", FILES + PLANNED, ids=lambda file: file.parent.name)
+@pytest.mark.parametrize("file", FILES + PLAN_FILES, ids=lambda file: file.parent.name)
 def test_the_printed_tables_beside_the_rows_are_what_the_report_prints(file, capsys):
     report.main([str(file)])
     printed = capsys.readouterr().out
