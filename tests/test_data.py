@@ -840,6 +840,19 @@ COLOURS = [
 ]
 
 
+def test_what_another_task_tests_on_is_never_trained_on(tokenizer, tmp_path, capsys):
+    trained = str(own(tmp_path / "trained", COLOURS[:5], COLOURS[5:]))
+    tested = str(own(tmp_path / "tested", COLOURS[2:4] + COLOURS[5:], COLOURS[:2]))
+    options = data.Options(plain=True)
+    training, tests = data.load_with_tests(trained, [trained, tested], tokenizer, options)
+    left = [example.query for example in training.pool]
+    assert left == [row["query"] for row in COLOURS[2:5]]
+    assert tests[0] is training and len(tests[1].test) == 2
+    assert "2 training rows are test queries too and are left out" in capsys.readouterr().err
+    alone, _ = data.load_with_tests(trained, [], tokenizer, options)
+    assert len(alone.pool) == 5
+
+
 def test_own_rows_with_few_short_responses_are_a_label_task(load, tmp_path, capsys):
     task = load(own(tmp_path, COLOURS[:4], COLOURS[4:]), plain=True)
     assert task.spec.labels == ("green", "white")

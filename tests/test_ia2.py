@@ -503,10 +503,10 @@ def test_outcomes_hold_what_the_scores_are_made_of(plain_bundled, tokenizer, mov
 
 
 def test_two_texts_without_an_answer_do_not_agree():
-    A = [torch.ones(2, 1, 4)] * 4
-    ours = ia2.Evaluation({}, [None, "5", "5", None], [None] * 4, [[]] * 4, A)
-    icl = ia2.Evaluation({}, [None, "5", "6", "7"], [None] * 4, [[]] * 4, A)
-    assert ia2.compare(ours, icl)["agreement"] == 1 / 4
+    A = [torch.ones(2, 1, 4)] * 5
+    ours = ia2.Evaluation({}, [None, "5", "5", None, ""], [None] * 5, [[]] * 5, A)
+    icl = ia2.Evaluation({}, [None, "5", "6", "7", ""], [None] * 5, [[]] * 5, A)
+    assert ia2.compare(ours, icl)["agreement"] == 1 / 5
 
 
 def test_centred_similarity_ignores_what_all_queries_share():

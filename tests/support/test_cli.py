@@ -66,6 +66,14 @@ def test_learning_rates_are_numbers_above_zero(text, number):
     assert cli.learning_rate(text) == number
 
 
+def test_sets_are_given_in_one_way():
+    assert cli.set_numbers(None, None) == [0]
+    assert cli.set_numbers(7, None) == [7]
+    assert cli.set_numbers(None, 3) == [0, 1, 2]
+    with pytest.raises(cli.UserError, match="--set 7 and --sets 3 are two choices of sets"):
+        cli.set_numbers(7, 3)
+
+
 @pytest.mark.parametrize(
     "error, line",
     [
