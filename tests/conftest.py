@@ -19,16 +19,6 @@ import lora
 from engine import cpu, models
 from support import cli, records
 
-# Files whose tests share what is slow to make: they stay in one process.
-SHARING = ("test_hub", "test_notebook", "test_page", "test_reference")
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.stem in SHARING:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 # transformers' name of a family: what it has that others lack
 FAMILIES = {
     "Qwen3": {"head_dim": 8},  # norms of queries and keys
