@@ -8,6 +8,7 @@ import math
 import random
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from sources import own, readers, tasks
 from support import records
@@ -51,6 +52,10 @@ class Data:
     label_texts: list[str]
     label_tokens: list[int]  # the first token of each label behind a query
     max_tokens: int  # G at most: 1 for label tasks
+
+    @cached_property
+    def pool_digest(self) -> str:
+        return digest(self.pool)
 
 
 @dataclass(frozen=True)
@@ -572,7 +577,7 @@ def training_settings(task: Data, few_shot: FewShotSet, balanced: bool) -> dict:
     return {
         "dataset": task.spec.name,
         "source": task.source,
-        "pool_data": digest(task.pool),
+        "pool_data": task.pool_digest,
         "prompt": task.prompt,
         "labels": task.label_style,
         "max_tokens": task.max_tokens,

@@ -1,6 +1,8 @@
 """Shared fixtures: tiny random models, and the bundled model and data, fetched once."""
 
+import functools
 import os
+from dataclasses import replace
 from typing import NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -93,6 +95,23 @@ def random_prompts(lengths, seed=0):
     return prompts
 
 
+def alone(model, tokens, outputs):
+    """(attention outputs (L, G, d), logits (G, V)) of one example, straight through transformers,
+    whole and without a cache.
+    """
+    kept, handles = [], []
+
+    def keep(module, inputs, output):
+        kept.append(output[0])
+
+    for layer in model.get_decoder().layers:
+        handles.append(layer.self_attn.register_forward_hook(keep))
+    logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    return torch.stack([output[0, -outputs:] for output in kept]), logits[0, -outputs:]
+
+
 # ---- the bundled model and data ------------------------------------------------------------------
 
 
@@ -120,9 +139,16 @@ def bundled(plain_bundled):
 
 @pytest.fixture(scope="session")
 def movies(tokenizer):
-    """The bundled reviews, worded for the bundled model, with 40 test queries."""
+    """Short ones of the bundled reviews, worded for the bundled model, with 40 test queries."""
     options = data.Options(default_labels="words", plain=True)
-    return data.draw_test(data.load("movies", tokenizer, options), 40)
+    movies = data.load("movies", tokenizer, options)
+    short = replace(movies, pool=short_ones(movies.pool), test=short_ones(movies.test))
+    return data.draw_test(short, 40)
+
+
+def short_ones(examples):
+    """Up to 24 tokens or so, of different lengths: real texts at a third of the time."""
+    return [example for example in examples if len(example.query) < 90]
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +179,14 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture
-def call(place, tmp_path, capsys, monkeypatch):
+def few_unrelated_texts(monkeypatch):
+    """Reading 200 texts after each method would take most of the time."""
+    few = functools.partial(data.unrelated_prompts, count=10)
+    monkeypatch.setattr(data, "unrelated_prompts", few)
+
+
+@pytest.fixture
+def call(place, tmp_path, capsys, monkeypatch, few_unrelated_texts):
     """call(*options, main=ia2.main) runs a command on the tiny model and the small benchmarks.
 
     It writes into tmp_path / out, unless the command has no --out of its own.

@@ -19,7 +19,7 @@ import lora
 from engine import models
 from support import records
 
-EPOCHS = 6
+EPOCHS = 5
 LR = 1e-2  # so large that the dev loss does not fall at each step
 WORDS = (("warm", "funny", "clever", "lovely"), ("dull", "awful", "lazy", "stale"))
 SUBJECTS = ("plot", "cast", "score", "ending", "script", "camera", "pace", "idea")
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "unrelated_prompts", few)
         options = ["--dataset", str(folder), "--methods", "ia2-sft", "--epochs", str(EPOCHS)]
-        options += ["--lr", str(LR), "--test", "12", "--out", str(folder / "out")]
+        options += ["--lr", str(LR), "--test", "8", "--out", str(folder / "out")]
         ia2.main([*options, "--model", "smollm2-135m", "--device", "cpu"])
     found = {row["method"]: row for row in records.read_rows(folder / "out" / "results.jsonl")}
     return folder, found
@@ -73,7 +73,7 @@ class Loops:
         self.model = models.load_model(choice)
         options = data.Options(default_labels="words", plain=True)
         task, [test] = data.load_with_tests(str(folder), [], self.tokenizer, options)
-        self.test = data.draw_test(test, 12, 0, 0).test
+        self.test = data.draw_test(test, 8, 0, 0).test
         self.few_shot = data.few_shot_set(task.pool, 4, 0, 0, balanced=True)
         self.labels = [self.first(text) for text in task.label_texts]
         lora.add(self.model)
@@ -148,7 +148,7 @@ class Loops:
             student.append(A)
             chosen = logits.double().softmax(-1)[self.labels]
             shares.append((chosen / chosen.sum()).tolist())
-            demos = data.icl_demos(self.few_shot, 0)  # twelve queries are one block
+            demos = data.icl_demos(self.few_shot, 0)  # eight queries are one block
             teacher.append(self.teacher(demos, example.query)[0])
         return torch.stack(student), shares, torch.stack(teacher)
 
@@ -177,12 +177,12 @@ def test_the_scores_over_the_labels_are_those_of_plain_sums(run, loops):
     chosen = [max(range(2), key=share.__getitem__) for share in loops.shares]
     right = [a == b for a, b in zip(chosen, labels)]
     confidence = [max(share) for share in loops.shares]
-    gap = sum(confidence) / 12 - sum(right) / 12
-    assert row["accuracy_among_labels"] == sum(right) / 12
+    gap = sum(confidence) / 8 - sum(right) / 8
+    assert row["accuracy_among_labels"] == sum(right) / 8
     nll = brier = 0.0
     for share, label in zip(loops.shares, labels):
-        nll -= math.log(share[label]) / 12
-        brier += sum((share[c] - (c == label)) ** 2 for c in (0, 1)) / 12
+        nll -= math.log(share[label]) / 8
+        brier += sum((share[c] - (c == label)) ** 2 for c in (0, 1)) / 8
     assert row["nll"] == pytest.approx(nll, rel=1e-2)
     assert row["brier"] == pytest.approx(brier, rel=1e-2)
     assert row["gap"] == pytest.approx(gap, abs=2e-3)

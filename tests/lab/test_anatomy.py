@@ -1,6 +1,5 @@
 """pytest tests/lab/test_anatomy.py: what the shift is made of, against loops; records, tables."""
 
-import functools
 import json
 import math
 from dataclasses import replace
@@ -243,9 +242,7 @@ def test_a_record_holds_what_plain_passes_of_the_model_give(run, place):
     assert shuffled["asim_centred_layers"] == pytest.approx(cosines.tolist(), abs=1e-4)
 
 
-def test_the_scores_are_those_of_a_sweep(run, call, monkeypatch):
-    few = functools.partial(data.unrelated_prompts, count=4)
-    monkeypatch.setattr(data, "unrelated_prompts", few)
+def test_the_scores_are_those_of_a_sweep(run, call):
     [found] = run("--dataset", "sst2", "--eval", "poems", "--set", 1)
     assert found["foreign"] == "finsen"
     options = ("--dataset", "sst2", "--eval", "poems", "--set", 1, "--methods", "steer")

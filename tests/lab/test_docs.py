@@ -84,7 +84,9 @@ def made_small(command, place, runs):
     return words
 
 
-def test_the_commands_run_in_the_order_of_the_pages(place, tmp_path, monkeypatch, capsys):
+def test_the_commands_run_in_the_order_of_the_pages(
+    place, tmp_path, monkeypatch, capsys, few_unrelated_texts
+):
     monkeypatch.chdir(tmp_path)
     own_task(tmp_path / "my_task")
     for command in COMMANDS:

@@ -1,13 +1,9 @@
 """pytest tests/lab/test_faults.py: wrong input, full disks, locked and shared folders, for real."""
 
-import ctypes
+import functools
 import json
-import os
-import resource
-import subprocess
-import sys
-from pathlib import Path
 
+import children
 import pytest
 import torch
 from conftest import tiny
@@ -15,8 +11,6 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from lab import sweep
 from support import records
-
-ROOT = Path(__file__).parents[2]
 
 # The options of a command, and what its one line on stderr says.
 CASES = [
@@ -134,64 +128,30 @@ def test_wrong_input_is_one_line_and_exit_code_2(options, message, call, traps):
 
 # ---- child processes that meet a fault -----------------------------------------------------------
 
-CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
-
-
-def obey_permissions():
-    """In the child: root, too, may not write where the permissions forbid it."""
-    if os.geteuid() == 0:
-        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
-
-
-def small_files(limit):
-    """In the child: no file grows beyond `limit` bytes; writing on fails as on a full disk."""
-
-    def limit_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    return limit_files
-
 
 @pytest.fixture
-def child(place, tmp_path):
-    """child(*options) runs a small sweep in a process of its own; child.command is its command."""
-    words = (
-        *(sys.executable, "-m", "lab.sweep", "--dataset", "sst2"),
-        *("--data-dir", place / "bench", "--model", place / "tiny"),
-        *("--epochs", "2", "--test", "4", "--out", tmp_path / "out"),
+def words(place, tmp_path):
+    """The options of a small sweep."""
+    return (
+        *("--dataset", "sst2", "--data-dir", place / "bench", "--model", place / "tiny"),
+        *("--epochs", 2, "--test", 4, "--out", tmp_path / "out"),
     )
-    command = [str(word) for word in words]
-
-    def run(*options, before=None, cache=None):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if cache:
-            environment["IA2_CACHE"] = str(cache)
-        return subprocess.run(
-            [*command, *options],
-            capture_output=True,
-            text=True,
-            preexec_fn=before,
-            env=environment,
-            cwd=ROOT,
-        )
-
-    run.command = command
-    return run
 
 
-def one_error(result):
+def one_error(ended):
     """The one line that an error is."""
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert result.returncode == 2 and len(lines) == 1, result.stderr
-    assert "Traceback" not in result.stderr, result.stderr
+    lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert ended.code == 2 and len(lines) == 1, ended.err
+    assert "Traceback" not in ended.err, ended.err
     return lines[0]
 
 
 @pytest.mark.parametrize("limit, rows", [(1_000, 0), (15_000, 6), (21_000, 9)])
-def test_a_full_disk_is_reported_and_loses_nothing(limit, rows, child, call, tmp_path):
+def test_a_full_disk_is_reported_and_loses_nothing(limit, rows, words, call, tmp_path):
     """1 kB is too little for the first rows, 15 kB for an adapter, 21 kB for the later rows."""
     tests = ("--eval", "sst2", "finsen", "poems")
-    message = one_error(child(*tests, before=small_files(limit)))
+    full = functools.partial(children.limit_files, limit)
+    message = one_error(children.start(*words, *tests, before=full).end())
     assert "File too large" in message or "cannot write" in message, message
     file = tmp_path / "out" / "results.jsonl"
     kept = file.read_text() if file.exists() else ""
@@ -204,31 +164,21 @@ def test_a_full_disk_is_reported_and_loses_nothing(limit, rows, child, call, tmp
     assert file.read_text().startswith(kept) and len(again.rows) == 15
 
 
-def test_a_disk_that_fills_while_the_model_is_prepared(child, tmp_path):
+def test_a_disk_that_fills_while_the_model_is_prepared(words, tmp_path):
     """1 MB is too little for the download: a sentence, and nothing that would be read as whole."""
     cache = tmp_path / "cache"
+    full = functools.partial(children.limit_files, 10**6)
     options = ("--model", "smollm2-135m")
-    message = one_error(child(*options, before=small_files(10**6), cache=cache))
+    message = one_error(children.start(*words, *options, before=full, cache=cache).end())
     assert "could not download" in message or "cannot write to the cache folder" in message
     assert not list(cache.glob("smollm2*"))
 
 
-def test_two_processes_on_one_folder_share_it(child, tmp_path):
+def test_two_processes_on_one_folder_share_it(words, tmp_path):
     """Both end well, with every row once and every adapter whole."""
-    processes = []
-    for _ in range(2):
-        process = subprocess.Popen(
-            [*child.command, "--sets", "2"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=ROOT,
-        )
-        processes.append(process)
-    outputs = [process.communicate() for process in processes]
-    errors = "\n".join(error[-2000:] for _, error in outputs)
-    assert [process.returncode for process in processes] == [0, 0], errors
+    processes = [children.start(*words, "--sets", 2) for _ in range(2)]
+    both = [process.end() for process in processes]
+    assert [ended.code for ended in both] == [0, 0], both
     file = tmp_path / "out" / "results.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 10 == len({(row["run"], row["eval_dataset"]) for row in rows})
@@ -242,15 +192,16 @@ def test_two_processes_on_one_folder_share_it(child, tmp_path):
         }
 
 
-def test_folders_that_cannot_be_written_are_named(child, tmp_path):
+def test_folders_that_cannot_be_written_are_named(words, tmp_path):
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(0o555)
+    before = children.obey_permissions
     try:
-        message = one_error(child("--out", str(locked), before=obey_permissions))
+        message = one_error(children.start(*words, "--out", locked, before=before).end())
         assert "cannot write to" in message and "--out" in message
         options = ("--model", "smollm2-135m")
-        message = one_error(child(*options, before=obey_permissions, cache=locked))
+        message = one_error(children.start(*words, *options, before=before, cache=locked).end())
         assert "cannot write to the cache folder" in message and "IA2_CACHE" in message
     finally:
         locked.chmod(0o755)

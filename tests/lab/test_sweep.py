@@ -1,24 +1,20 @@
 """pytest tests/lab/test_sweep.py: what the runs of a sweep share, how they resume, its options."""
 
-import functools
 import json
 import math
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+import children
 import pytest
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from samples import write_lines
 
-import data
 import ia2
 from engine import peft_files
 from lab import rows as result_rows
@@ -40,13 +36,6 @@ def by_key(rows):
         found[records.row_key(row)] = kept
     assert len(found) == len(rows)
     return found
-
-
-@pytest.fixture(autouse=True)
-def few_unrelated_texts(monkeypatch):
-    """Reading 200 texts after each method would take most of the time."""
-    few = functools.partial(data.unrelated_prompts, count=10)
-    monkeypatch.setattr(data, "unrelated_prompts", few)
 
 
 @pytest.fixture
@@ -240,7 +229,6 @@ def test_a_sweep_killed_three_times_ends_as_if_never_killed(run, place, tmp_path
     options = ("--n", 2, 4, "--sets", 2, "--lr", 1e-2)
     expected = by_key(run(*options, out="whole").rows)
     words = (
-        *(sys.executable, "-m", "lab.sweep"),
         *("--data-dir", place / "bench", "--model", place / "tiny", "--out", tmp_path / "killed"),
         *("--epochs", 2, "--test", 6, *options),
     )
@@ -252,17 +240,12 @@ def test_a_sweep_killed_three_times_ends_as_if_never_killed(run, place, tmp_path
 
     for _ in range(3):
         before = size()
-        process = subprocess.Popen(
-            [str(word) for word in words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=ROOT,
-        )
-        while process.poll() is None and size() == before:
+        process = children.start(*words).process
+        while process.is_alive() and size() == before:
             time.sleep(0.02)  # until it has done something, so that each start gets further
         time.sleep(rng.uniform(0, 1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     rows = by_key(run(*options, out="killed").rows)
     assert set(rows) == set(expected)
     for key, row in rows.items():
