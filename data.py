@@ -4,6 +4,7 @@ An example is a query X, which ends where the answer starts, and the response Y 
 letter by letter. `sources/tasks.py` says where rows come from, a user's own included.
 """
 
+import itertools
 import math
 import random
 from contextlib import suppress
@@ -147,23 +148,29 @@ def check_joins(
 def load_with_tests(
     name: str, test_names: list[str], tokenizer, options: Options = Options()
 ) -> tuple[Data, list[Data]]:
-    """The training task, and the tasks to test on, worded like it.
+    """The training task, and the tasks to test on (the training task unless named), worded like it.
 
     Raises UserError where a model that is trained on the one cannot be tested on the other.
     """
     test_names = list(dict.fromkeys(test_names or [name]))
-    for each in (name, *test_names):
-        tasks.find_task(each)  # an unknown name fails before anything is read
-    training = load(name, tokenizer, options)
-    others = {}
-    for test_name in test_names:
-        if test_name != name:
-            test = load(test_name, tokenizer, replace(options, labels=training.label_style))
-            tasks.check_pair(training.spec, test.spec)
-            others[test_name] = test
-    check_distinct(training, list(others.values()))
-    training = without_tested(training, list(others.values()))
-    return training, [others.get(test_name, training) for test_name in test_names]
+    found = load_alike([name, *test_names], tokenizer, options)
+    others = [test for other, test in found.items() if other != name]
+    found[name] = without_tested(found[name], others)
+    return found[name], [found[test_name] for test_name in test_names]
+
+
+def load_alike(names: list[str], tokenizer, options: Options) -> dict[str, Data]:
+    """Tasks by name, all worded like the first one. Raises UserError if they do not go together."""
+    for name in names:
+        tasks.find_task(name)  # an unknown name fails before anything is read
+    first = load(names[0], tokenizer, options)
+    found = {names[0]: first}
+    for name in names[1:]:
+        if name not in found:
+            found[name] = load(name, tokenizer, replace(options, labels=first.label_style))
+            tasks.check_pair(first.spec, found[name].spec)
+    check_distinct(list(found.values()))
+    return found
 
 
 def without_tested(training: Data, tests: list[Data]) -> Data:
@@ -177,17 +184,14 @@ def without_tested(training: Data, tests: list[Data]) -> Data:
     return replace(training, pool=pool)
 
 
-def check_distinct(training: Data, tests: list[Data]) -> None:
+def check_distinct(tasks_read: list[Data]) -> None:
     """Raise UserError where two names stand for the same texts: one would pass for another test."""
-    seen = [training]
-    for test in tests:
-        for other in seen:
-            if other.spec.name != test.spec.name and same_texts(other, test):
-                raise UserError(
-                    f"{other.spec.name} and {test.spec.name} are the same texts here "
-                    f"({test.source}); use one of the two names"
-                )
-        seen.append(test)
+    for one, other in itertools.combinations(tasks_read, 2):
+        if same_texts(one, other):
+            raise UserError(
+                f"{one.spec.name} and {other.spec.name} are the same texts here "
+                f"({other.source}); use one of the two names"
+            )
 
 
 def same_texts(first: Data, second: Data) -> bool:

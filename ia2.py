@@ -101,7 +101,7 @@ class Target:
     teacher_prompt: list[int]  # I + X, demos and query
     student_prompt: list[int]  # X, without demos
     gold: list[int]  # Y, the true response
-    icl: list[int]  # Yhat, the teacher's own response
+    Y_icl: list[int]  # Yhat, the teacher's own response
     A_icl: Tensor  # (L, G, d), the teacher's activations where it predicts Yhat
 
 
@@ -115,13 +115,13 @@ def collect_target(model, tokenizer, example, demos, max_tokens=1) -> Target:
     with lora.disable(model):
         if max_tokens == 1:
             [reading] = forward(model, [teacher_prompt])
-            icl = [reading.logits[0].argmax().item()]
+            Y_icl = [reading.logits[0].argmax().item()]
         else:
             # Encoded once: the cache serves the generation and the pass that reads A_ICL.
             prefix, rests = running.share_prefix(model, [teacher_prompt])
-            [icl] = running.generate(model, tokenizer, rests, max_tokens, prefix)
-            [reading] = forward(model, rests, [icl], prefix)
-    return Target(teacher_prompt, student_prompt, gold, icl, reading.activations)
+            [Y_icl] = running.generate(model, tokenizer, rests, max_tokens, prefix)
+            [reading] = forward(model, rests, [Y_icl], prefix)
+    return Target(teacher_prompt, student_prompt, gold, Y_icl, reading.activations)
 
 
 def few_shot_targets(model, tokenizer, few_shot, max_tokens=1) -> tuple[list[Target], list[Target]]:
@@ -154,7 +154,7 @@ def ia2_loss(model, batch: list[Target]) -> Tensor:
     teacher inside. No true response is used.
     """
     prompts = [target.student_prompt for target in batch]
-    readings = forward(model, prompts, [target.icl for target in batch])
+    readings = forward(model, prompts, [target.Y_icl for target in batch])
     losses = []
     for reading, target in zip(readings, batch):
         difference = reading.activations.float() - target.A_icl.float()  # (L, G, d)
@@ -585,11 +585,11 @@ def describe(setup: Setup, few_shot, recipe: Recipe, stages, targets, dev) -> Tr
 def teacher_right(setup: Setup, few_shot, targets: list[Target]) -> float:
     """The share of training examples that the leave-one-out teacher answers right."""
     if setup.task.label_tokens:
-        right = [target.icl == target.gold for target in targets]
+        right = [target.Y_icl == target.gold for target in targets]
     else:
         examples = replace(setup.task, test=few_shot.train)
         ends = running.end_tokens(setup.model, setup.tokenizer)
-        responses = [target.icl for target in targets]
+        responses = [target.Y_icl for target in targets]
         _, right = data.read_answers(setup.tokenizer, examples, responses, ends)
     return sum(right) / len(right)
 

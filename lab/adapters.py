@@ -106,9 +106,9 @@ def load_tests(names: list[str], saved: Saved, choice, options: data.Options, co
         raise UserError(
             f"the adapter in {saved.folder} does not say its task; give one with --eval"
         )
-    _, tests = data.load_with_tests(names[0], names, choice.tokenizer, options)
+    tests = data.load_alike(names, choice.tokenizer, options)
     number = saved.settings.get("set", 0)  # the queries that its training was tested on
-    return [data.draw_test(test, count, options.seed, number) for test in tests]
+    return [data.draw_test(test, count, options.seed, number) for test in tests.values()]
 
 
 def test_adapter(saved: Saved, choice, tests: list[data.Data]) -> str:

@@ -242,7 +242,7 @@ def agreement(theirs: Theirs) -> str:
     same = 0
     largest = 0.0
     for target, found in pairs:
-        if list(found["generated_tokens"]) == list(target.icl):
+        if list(found["generated_tokens"]) == list(target.Y_icl):
             same += 1
             gap = found["activations"].float() - target.A_icl.cpu().float()
             largest = max(largest, gap.abs().max().item())

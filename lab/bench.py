@@ -205,7 +205,7 @@ def plain_targets(model, work: Work) -> tuple[list[ia2.Target], list[ia2.Target]
 
 def plain_loss(model, name: str, target: ia2.Target) -> torch.Tensor:
     """The loss of one example."""
-    response = target.icl if name == "ia2" else target.gold
+    response = target.Y_icl if name == "ia2" else target.gold
     reading = plain_pass(model, [*target.student_prompt, *response[:-1]], len(response))
     if name == "ia2":
         return (reading.activations - target.A_icl).square().mean((1, 2)).sum()
@@ -275,13 +275,14 @@ def main(argv: list[str] | None = None) -> None:
     lora.add(model)
     work = make_work(model, choice, args.epochs, args.queries)
     theirs = authors.Theirs(code, choice, work) if code else None
+    if theirs:
+        print(authors.agreement(theirs), flush=True)  # first: or else the ratios mean nothing
     jobs = authors.jobs(theirs) if theirs else plain_jobs(plain, work)
     lines = measure(work, jobs, args.repeats)
     way = "authors' code" if theirs else "plain way"
     print(grid([["step", "seconds", way, "ratio", "what"], *lines]))
     print(f"\n{choice.name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    if theirs:
-        print(authors.agreement(theirs))
+    if code:
         print(authors.sizes(code.folder))
 
 

@@ -277,7 +277,7 @@ def add_logprobs(model, targets: list[LabTarget]) -> None:
     """Fill in `icl_logprobs`: one pass of the teacher over its own response."""
     with lora.disable(model):
         for target in targets:
-            [reading] = ia2.forward(model, [target.teacher_prompt], [target.icl])
+            [reading] = ia2.forward(model, [target.teacher_prompt], [target.Y_icl])
             target.icl_logprobs = reading.logits.float().log_softmax(-1)
 
 
@@ -286,13 +286,13 @@ def add_logprobs(model, targets: list[LabTarget]) -> None:
 
 def sft_icl_loss(model, batch: list[LabTarget]) -> Tensor:
     """-log p(Yhat | X): cross-entropy of ICL's own responses. No true response is used."""
-    return ia2.sft_loss(model, [replace(target, gold=target.icl) for target in batch])
+    return ia2.sft_loss(model, [replace(target, gold=target.Y_icl) for target in batch])
 
 
 def kd_loss(model, batch: list[LabTarget]) -> Tensor:
     """mean_i mean_g KL(p_ICL || p) at the output positions, over the vocabulary (soft labels)."""
     prompts = [target.student_prompt for target in batch]
-    readings = ia2.forward(model, prompts, [target.icl for target in batch])
+    readings = ia2.forward(model, prompts, [target.Y_icl for target in batch])
     losses = []
     for reading, target in zip(readings, batch):
         logprobs = reading.logits.float().log_softmax(-1)  # (G, V)
@@ -310,7 +310,7 @@ def rotated_loss(model, batch: list[LabTarget]) -> Tensor:
     """L_IA2 with the next query's response and activations in place of the query's own."""
     others = []
     for target in batch:
-        others.append(replace(target, icl=target.rotated.icl, A_icl=target.rotated.A_icl))
+        others.append(replace(target, Y_icl=target.rotated.Y_icl, A_icl=target.rotated.A_icl))
     return ia2.ia2_loss(model, others)
 
 
@@ -348,7 +348,7 @@ def steered_loss(steering: "Steering", sft_on: str | None = None) -> Callable:
     edit = steering.edit if steering.at == "output" else None
 
     def loss(model, batch):
-        responses = [target.icl if sft_on == "icl" else target.gold for target in batch]
+        responses = [target.Y_icl if sft_on == "icl" else target.gold for target in batch]
         prompts = [target.student_prompt for target in batch]
         losses = []
         for reading, response in zip(ia2.forward(model, prompts, responses, edit=edit), responses):
@@ -574,7 +574,7 @@ def make_steering(model, targets: list[ia2.Target], at: str = "output") -> Steer
     shifts = []
     with lora.disable(model):
         for target in targets:
-            [reading] = ia2.forward(model, [target.student_prompt], [target.icl])
+            [reading] = ia2.forward(model, [target.student_prompt], [target.Y_icl])
             shifts.append(target.A_icl.float() - reading.activations.float())
     return Steering(mean_over_examples(shifts), at)
 

@@ -146,7 +146,7 @@ def test_targets_equal_the_written_out_computation(bundled, tokenizer, few_shot)
             A, logits = alone(bundled, prompt, 1)
             assert target.teacher_prompt == prompt
             assert target.student_prompt == tokenizer(example.query).input_ids
-            assert target.icl == [logits[0].argmax().item()]
+            assert target.Y_icl == [logits[0].argmax().item()]
             assert target.gold == tokenizer(example.response).input_ids[:1]
             assert target.A_icl.shape == (30, 1, 576)
             torch.testing.assert_close(target.A_icl, A, atol=1e-4, rtol=1e-4)
@@ -176,7 +176,7 @@ def test_free_text_targets_equal_one_full_pass_a_token(plain_bundled, tokenizer)
     while len(response) < 10 and response[-1:] != [tokenizer.eos_token_id]:
         A, logits = alone(plain_bundled, prompt + response, len(response) + 1)
         response.append(logits[-1].argmax().item())
-    assert target.icl == response and target.A_icl.shape == (30, len(response), 576)
+    assert target.Y_icl == response and target.A_icl.shape == (30, len(response), 576)
     torch.testing.assert_close(target.A_icl, A, atol=1e-3, rtol=1e-3)
     gold = [*tokenizer(examples[0].response).input_ids, tokenizer.eos_token_id]
     assert target.gold == gold[:10]
@@ -216,11 +216,11 @@ def test_losses_equal_loops_over_examples_layers_and_tokens(tiny_model):
     targets = random_targets(tiny_model, [(9, 2, 4), (6, 1, 1), (12, 5, 3)])
     mse = cross = 0.0
     for target in targets:
-        tokens = target.student_prompt + target.icl[:-1]
-        A, _ = alone(tiny_model, tokens, len(target.icl))
+        tokens = target.student_prompt + target.Y_icl[:-1]
+        A, _ = alone(tiny_model, tokens, len(target.Y_icl))
         for layer in range(3):
             squares = []
-            for g in range(len(target.icl)):
+            for g in range(len(target.Y_icl)):
                 for k in range(32):
                     squares.append((A[layer, g, k] - target.A_icl[layer, g, k]).item() ** 2)
             mse += sum(squares) / len(squares) / 3

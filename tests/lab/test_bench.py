@@ -60,7 +60,7 @@ def test_both_ways_leave_the_same_targets(work):
     *demos, last = work.problems
     ours = ia2.collect_target(work.model, work.tokenizer, last, demos, 5)
     theirs = bench.plain_target(plain, work.tokenizer, last, demos, 5)
-    assert ours.icl == theirs.icl
+    assert ours.Y_icl == theirs.Y_icl
     assert ours.student_prompt == theirs.student_prompt
     assert torch.allclose(ours.A_icl, theirs.A_icl, atol=1e-4)
     both = zip(
@@ -68,7 +68,7 @@ def test_both_ways_leave_the_same_targets(work):
         bench.plain_targets(plain, work),
     )
     for our_part, their_part in both:
-        assert [target.icl for target in our_part] == [target.icl for target in their_part]
+        assert [target.Y_icl for target in our_part] == [target.Y_icl for target in their_part]
 
 
 def test_both_ways_train_the_same_adapter(work):

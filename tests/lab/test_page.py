@@ -339,7 +339,7 @@ def test_steering_is_recorded_with_the_vector_in_place(small):
     with lora.disable(model):
         shifts = []
         for target in targets:
-            [own] = ia2.forward(model, [target.student_prompt], [target.icl])
+            [own] = ia2.forward(model, [target.student_prompt], [target.Y_icl])
             shifts.append(target.A_icl - own.activations)
         vector = torch.stack(shifts).mean(dim=0)[:, 0]  # (L, d)
         steered = ia2.evaluate(

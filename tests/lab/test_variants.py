@@ -99,7 +99,7 @@ def ia2_by_hand(model, prompt, response, A_icl):
 def test_sft_icl_is_the_cross_entropy_of_the_responses_of_icl(model, texts):
     parts = []
     for target in texts:
-        values = log_p(model, target, target.icl)
+        values = log_p(model, target, target.Y_icl)
         parts.append(-sum(values) / len(values))
     close(variants.sft_icl_loss(model, texts), sum(parts) / 3)
 
@@ -109,8 +109,8 @@ def test_kd_is_the_divergence_from_the_teacher_at_the_output_positions(model, te
     parts = []
     for target in texts:
         with lora.disable(model):
-            p = alone(model, target.teacher_prompt, target.icl)[1].softmax(-1)
-        q = alone(model, target.student_prompt, target.icl)[1].softmax(-1)
+            p = alone(model, target.teacher_prompt, target.Y_icl)[1].softmax(-1)
+        q = alone(model, target.student_prompt, target.Y_icl)[1].softmax(-1)
         parts.append((p * (p / q).log()).sum(-1).mean())
     close(variants.kd_loss(model, texts), sum(parts) / 3)
 
@@ -139,13 +139,13 @@ def test_the_mean_primer_has_one_target_for_all_queries(model, texts):
     variants.add_mean(variants.Examples(texts, texts, dev))
     sums = torch.zeros(3, 32)
     for target in texts:
-        G = len(target.icl)
+        G = len(target.Y_icl)
         sums += sum(target.A_icl[:, g] for g in range(G)) / G
     parts = []
     for target in [*texts, *dev]:
         close(target.A_mean[:, 0], sums / 3)
-        wanted = (sums / 3)[:, None].expand(3, len(target.icl), 32)
-        parts.append(ia2_by_hand(model, target.student_prompt, target.icl, wanted))
+        wanted = (sums / 3)[:, None].expand(3, len(target.Y_icl), 32)
+        parts.append(ia2_by_hand(model, target.student_prompt, target.Y_icl, wanted))
     close(variants.mean_loss(model, texts), sum(parts[:3]) / 3)
     close(variants.mean_loss(model, dev), sum(parts[3:]) / 2)
 
@@ -156,8 +156,8 @@ def test_the_rotated_primer_gives_each_query_the_target_of_the_next(model, texts
     for batch in (texts, dev):
         parts = []
         for i, target in enumerate(batch):
-            following = batch[(i + 1) % len(batch)]
-            parts.append(ia2_by_hand(model, target.student_prompt, following.icl, following.A_icl))
+            other = batch[(i + 1) % len(batch)]
+            parts.append(ia2_by_hand(model, target.student_prompt, other.Y_icl, other.A_icl))
         close(variants.rotated_loss(model, batch), sum(parts) / len(parts))
 
 
@@ -173,7 +173,7 @@ def test_the_format_primer_asks_for_any_label(model, labelled):
         p = alone(model, target.student_prompt, [0])[1][0].softmax(-1)
         parts.append(-(p[11] + p[12] + p[13]).log())
     close(variants.format_loss(model, labelled), sum(parts) / 3)
-    moved = [replace(target, gold=[12], label=1, A_icl=None, icl=[0]) for target in labelled]
+    moved = [replace(target, gold=[12], label=1, A_icl=None, Y_icl=[0]) for target in labelled]
     close(variants.format_loss(model, moved), variants.format_loss(model, labelled))
 
 
@@ -183,7 +183,7 @@ def test_balanced_sft_weighs_each_label_that_occurs_the_same(model, labelled):
     plain = []
     for each in labelled:
         target = ia2.Target(
-            each.teacher_prompt, each.student_prompt, each.gold, each.icl, each.A_icl
+            each.teacher_prompt, each.student_prompt, each.gold, each.Y_icl, each.A_icl
         )
         plain.append(target)
     targets = variants.with_labels(plain, examples, task)
@@ -367,7 +367,7 @@ def test_targets_of_the_lab_are_those_of_the_paper_with_their_labels(setup, smal
     ):
         assert ours.gold == theirs.gold == [ours.label_tokens[example.label]]
         assert ours.label == example.label
-        assert ours.icl == theirs.icl
+        assert ours.Y_icl == theirs.Y_icl
         close(ours.A_icl, theirs.A_icl)
         assert ours.A_mean is ours.rotated is ours.flipped is ours.icl_logprobs is None
 
@@ -386,7 +386,7 @@ def test_the_flipped_primer_has_the_targets_of_a_teacher_with_wrong_demos(setup,
         with lora.disable(setup.model):
             A_icl, logits = alone(setup.model, prompt, [0])
         assert target.flipped.teacher_prompt == prompt != target.teacher_prompt
-        assert target.flipped.icl == [logits[0].argmax()]
+        assert target.flipped.Y_icl == [logits[0].argmax()]
         close(target.flipped.A_icl, A_icl)
         assert target.flipped.gold == target.gold, "SFT after it has the true labels"
     batch = examples.labelled
@@ -469,8 +469,8 @@ def test_steering_of_free_text_acts_at_all_output_positions(tokenizer, place):
     targets, _ = ia2.few_shot_targets(model, tokenizer, few_shot, 4)
     shifts = []
     for target in targets:
-        A_icl = alone(model, target.teacher_prompt, target.icl)[0]
-        A = alone(model, target.student_prompt, target.icl)[0]
+        A_icl = alone(model, target.teacher_prompt, target.Y_icl)[0]
+        A = alone(model, target.student_prompt, target.Y_icl)[0]
         shifts.append((A_icl - A).mean(dim=1))
     steering = variants.make_steering(model, targets)
     close(steering.vector, (shifts[0] + shifts[1]) / 2)
