@@ -850,6 +850,9 @@ def test_what_another_task_tests_on_is_never_trained_on(tokenizer, tmp_path, cap
     assert left == [row["query"] for row in COLOURS[2:5]]
     assert tests[0] is training and len(tests[1].test) == 2
     assert "2 training rows are test queries too and are left out" in capsys.readouterr().err
+    alike = data.load_alike([trained, tested], tokenizer, options)  # nothing is trained there
+    assert [len(task.pool) for task in alike.values()] == [5, 3]
+    assert "left out" not in capsys.readouterr().err
     alone, _ = data.load_with_tests(trained, [], tokenizer, options)
     assert len(alone.pool) == 5
 
