@@ -38,6 +38,9 @@ TRAINING = (
 # ---- what a folder tells -------------------------------------------------------------------------
 
 
+DTYPES = ("float32", "bfloat16")
+
+
 @dataclass(frozen=True)
 class Saved:
     """An adapter's folder, and what it tells of its training."""
@@ -77,15 +80,20 @@ def read_object(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def choose_model(saved: Saved, given: str, device: str) -> models.ModelChoice:
-    """The model that is `given`, or the adapter's own. Raises UserError if neither is known."""
+def choose_model(saved: Saved, given: str, device: str, dtype: str) -> models.ModelChoice:
+    """The model that is `given`, or the adapter's own, in the dtype of the training unless another
+    one is given. Raises UserError if no model is known.
+    """
     name = saved.model if given == "auto" else given
     if not name:
         raise UserError(
             f"the adapter in {saved.folder} does not say which model it is for; give it with "
             "--model"
         )
-    choice = models.find(name, device)
+    trained_in = saved.settings.get("dtype")
+    if dtype == "auto" and trained_in in DTYPES:
+        dtype = trained_in
+    choice = models.find(name, device, dtype)
     saved.check_model(choice)
     return choice
 
@@ -175,10 +183,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--merge", metavar="OUT", help="write the merged model to the new folder OUT instead"
     )
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="(auto: that of the training)"
+    )
     parser.set_defaults(seed=None)
     args = parser.parse_args(argv)
     saved = read_saved(args.folder)
-    choice = choose_model(saved, args.model, args.device)
+    choice = choose_model(saved, args.model, args.device, args.dtype)
     if args.merge:
         merge_adapter(saved, choice, Path(args.merge))
         log(f"{args.merge} holds {choice.name} with the adapter merged, and its tokenizer")

@@ -18,7 +18,7 @@ FILE = "anatomy.jsonl"
 METHODS = ("base", "icl", "steer", "exact")
 TEACHERS = ("flipped", "foreign", "shuffled")
 TEACHER_SCORES = ("accuracy", "agreement", "asim", "asim_centred")
-PERCENT = ("accuracy", "label_mass", "agreement")  # shown as such
+PERCENT = ("accuracy", "accuracy_among_labels", "label_mass", "agreement")  # shown as such
 
 # ---- reading -------------------------------------------------------------------------------------
 
@@ -160,17 +160,26 @@ def shift_lines(groups: list[Group]) -> list[list[str]]:
 
 
 def method_lines(groups: list[Group]) -> list[list[str]]:
-    heads = ("accuracy %", "label mass %", "NLL", "asim", "asim centred")
-    fields = ("accuracy", "label_mass", "nll", "asim", "asim_centred")
-    lines = [[*START, "method", *heads, "accuracy minus icl's"]]
+    heads = ("accuracy %", "among labels %", "label mass %", "NLL", "asim", "asim centred")
+    fields = ("accuracy", "accuracy_among_labels", "label_mass", "nll", "asim", "asim_centred")
+    lines = [[*START, "method", *heads, "accuracy minus icl's", "among labels minus base's"]]
     for each in groups:
-        icl = each.values("methods", "icl", "accuracy")
         for method in METHODS:
-            own = each.values("methods", method, "accuracy")
-            differences = [value - other for value, other in zip(own, icl)]
             cells = score_cells(each, "methods", method, fields)
-            lines.append([*each.start(), method, *cells, interval(differences, 100, 1, "+")])
+            cells.append(difference_cell(each, "accuracy", method, "icl"))
+            cells.append(difference_cell(each, "accuracy_among_labels", method, "base"))
+            lines.append([*each.start(), method, *cells])
     return lines
+
+
+def difference_cell(each: Group, field: str, method: str, other: str) -> str:
+    """A method's score minus another's, set by set, in points."""
+    differences = []
+    others = each.values("methods", other, field)
+    for value, from_it in zip(each.values("methods", method, field), others):
+        if is_number(value) and is_number(from_it):
+            differences.append(value - from_it)
+    return interval(differences, 100, 1, "+")
 
 
 def teacher_lines(groups: list[Group]) -> list[list[str]]:

@@ -15,12 +15,13 @@ from scipy import stats
 import metrics
 from lab import rows as result_rows
 from lab.rows import SETTING, is_number
+from support.cli import UserError
 
 # The plan: the primary test is made on these rows alone, the others stand beside it.
 PLAN_RATE = 3e-4
 PLAN_OPTIONS = {"rank": "8", "epochs": "50", "keep": "best"}
 LEVEL = 0.05
-FEWEST_SETS = 5  # few-shot sets, for a verdict
+FEWEST_SETS = 20  # few-shot sets, for a verdict: with fewer the plan gives none
 
 
 # ---- paired differences --------------------------------------------------------------------------
@@ -29,14 +30,17 @@ FEWEST_SETS = 5  # few-shot sets, for a verdict
 def paired(rows: list[dict], field: str, first: str, second: str) -> dict[tuple, float]:
     """first - second of a field for each independent few-shot set.
 
-    The rows hold one arm of each method, at one rate each.
+    The rows hold one arm of each method, at one rate each; both methods answered the same queries.
+    Raises UserError where a model's rows are in two dtypes, which are never averaged.
     """
+    check_dtypes(rows)
     model_fields = [name for name in SETTING if name != "n"]
     cells = {}
     for row in rows:
         if row["method"] in (first, second) and is_number(row.get(field)):
             model = tuple(result_rows.setting(row, name) for name in model_fields)
-            cell = (result_rows.independent_set(row), model, row["n"], row["eval_dataset"])
+            test = (row["eval_dataset"], row.get("test_data"))
+            cell = (result_rows.independent_set(row), model, row["n"], test)
             cells.setdefault(cell, {})[row["method"]] = row[field]
     by_model = {}
     for (few_shot, model, _, _), values in cells.items():
@@ -46,6 +50,16 @@ def paired(rows: list[dict], field: str, first: str, second: str) -> dict[tuple,
     for (few_shot, _), differences in by_model.items():
         by_set.setdefault(few_shot, []).append(fmean(differences))
     return {few_shot: fmean(differences) for few_shot, differences in by_set.items()}
+
+
+def check_dtypes(rows: list[dict]) -> None:
+    for same in result_rows.group(rows, ("procedure", "model")).values():
+        dtypes = sorted({result_rows.setting(row, "dtype") for row in same})
+        if len(dtypes) > 1:
+            raise UserError(
+                f"there are rows of {same[0]['model']} in {' and '.join(dtypes)}, and rows of two "
+                "dtypes are never averaged; keep those of one"
+            )
 
 
 def mean_of_rates(by_rate: list[dict[tuple, float]]) -> dict[tuple, float]:
@@ -77,7 +91,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 def verdict(values: list[float], p: float, better: int) -> str:
     """The word for a test: "holds", "does not hold" (the other way round), "undecided", or "too
-    few sets": a spread that two or three sets have by chance is no basis.
+    few sets".
     """
     if math.isnan(p):
         return "-"

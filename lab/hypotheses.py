@@ -3,10 +3,13 @@
     python -m lab.hypotheses results/*/results.jsonl --anatomy results/anatomy/anatomy.jsonl
 
 H1 is the primary test. H2 to H5 are secondary: their p values are adjusted together by Holm's
-method. Each has rows of its own; rows of other models, tasks or recipes are not looked at. A
-few-shot set is one value, the mean over its tests. There is no verdict before a run is whole.
+method, in which one that is not run yet counts as 1. Each has rows of its own; rows of other
+models, dtypes, tasks or recipes are not looked at. A few-shot set is one value, the mean over its
+tests (of H2 over both models, too), once all of them are there. There is no verdict before a run is
+whole.
 """
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -21,18 +24,42 @@ from lab.anatomy_report import read_files
 from lab.cells import interval, p_text
 from lab.comparisons import LEVEL, PLAN_RATE, paired, planned
 from lab.report import read_all
-from lab.rows import at_rate
+from lab.rows import at_rate, check_rows, group
 from support import cli
 from support.records import grid
 
 MARGIN = 0.05  # of accuracy, in which two methods count as equivalent
 ASIM_MARGIN = 0.05  # how much less `asim` counts as no less
 HALF = 0.5  # of the squared shift
-SETS = 20  # of each hypothesis; of H2 ten for each of two tasks
+SETS = comparisons.FEWEST_SETS  # of each hypothesis; of H2 half of them for each of two tasks
 POWER = 0.8  # of the smallest difference that a test is likely to see
 
-MIDDLE = {"model": "qwen2.5-coder-0.5b", "dataset": "movies"}
-LARGE = {"model": "qwen2.5-coder-1.5b", "dataset": "sst2"}
+
+@dataclass(frozen=True)
+class Run:
+    """Which rows a run of the plan makes, of one model trained on one task with n = 4."""
+
+    model: str
+    dtype: str
+    dataset: str
+    tests: tuple[str, ...]
+
+    def made(self, row: dict) -> bool:
+        found = (row["model"], row.get("dtype"), row["dataset"], row["n"])
+        planned = (self.model, self.dtype, self.dataset, 4)
+        return found == planned and row["eval_dataset"] in self.tests
+
+
+MIDDLE = ("qwen2.5-coder-0.5b", "float32")
+LARGE = ("qwen2.5-coder-1.5b", "bfloat16")
+MODELS = (MIDDLE, LARGE)
+R0 = tuple(
+    Run(*model, dataset, (dataset, other))
+    for model in MODELS
+    for dataset, other in (("sst2", "finsen"), ("movies", "amazon"))
+)
+R1 = Run(*LARGE, "sst2", ("sst2", "finsen", "poems"))
+R2 = Run(*MIDDLE, "movies", ("movies", "amazon"))
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -76,11 +103,15 @@ class Answer:
     refuted: bool  # by the plan's own words
 
 
-def differences(rows: list[dict], where: dict, field: str, first: str, second: str) -> list[float]:
-    """first - second of a field at the planned rate, for each few-shot set, n = 4."""
-    wanted = {**where, "n": 4}
-    kept = [row for row in planned(rows) if wanted.items() <= row.items()]
-    return list(paired(at_rate(kept, PLAN_RATE), field, first, second).values())
+def differences(rows: list[dict], run: Run, field: str, first: str, second: str) -> list[float]:
+    """first - second of a field at the planned rate, for each few-shot set with all its tests."""
+    kept = [row for row in at_rate(planned(rows), PLAN_RATE) if run.made(row)]
+    whole = []
+    for same in group(kept, ["set"]).values():
+        there = {(row["method"], row["eval_dataset"]) for row in same}
+        if there >= set(itertools.product((first, second), run.tests)):
+            whole += same
+    return list(paired(whole, field, first, second).values())
 
 
 def low(values: list[float], level: float = 1 - LEVEL) -> float:
@@ -93,27 +124,31 @@ def high(values: list[float], level: float = 1 - LEVEL) -> float:
 
 def headline(rows: list[dict], _) -> Answer:
     """H1: IA2 then SFT is more accurate than SFT."""
-    values = differences(rows, LARGE, "accuracy", "ia2-sft", "sft")
+    values = differences(rows, R1, "accuracy", "ia2-sft", "sft")
     p = comparisons.p_value(values)
     return Answer("H1", "IA2 then SFT minus SFT, accuracy", values, [], p, high(values) < 0)
 
 
 def constant(_, anatomy: list[dict]) -> Answer:
-    """H2: at least half of the squared shift is one vector a layer. A set's models are averaged."""
+    """H2: at least half of the squared shift is one vector a layer. Tests and models of a set are
+    averaged.
+    """
     by_set = {}
-    for record in anatomy:
-        if record["n"] == 4:
-            key = (record["dataset"], record["set"])
-            by_set.setdefault(key, []).append(record["share"] - HALF)
-    values = [fmean(shares) for shares in by_set.values()]
+    for run in R0:
+        made = [record for record in anatomy if run.made(record)]
+        for (number,), same in group(made, ["set"]).items():
+            if len(same) == len(run.tests):
+                share = fmean(record["share"] for record in same)
+                by_set.setdefault((run.dataset, number), []).append(share - HALF)
+    values = [fmean(shares) for shares in by_set.values() if len(shares) == len(MODELS)]
     p = comparisons.p_value(values)
     return Answer("H2", "the constant's share minus .50", values, [], p, high(values) < 0)
 
 
 def near_and_wrong(rows: list[dict], _) -> Answer:
     """H3: steer is as near to ICL inside as IA2, and less accurate. Both conditions must hold."""
-    accuracy = differences(rows, LARGE, "accuracy", "steer", "ia2")
-    asim = differences(rows, LARGE, "asim", "steer", "ia2")
+    accuracy = differences(rows, R1, "accuracy", "steer", "ia2")
+    asim = differences(rows, R1, "asim", "steer", "ia2")
     p = max(one_sided(accuracy, 0, "less"), one_sided(asim, -ASIM_MARGIN, "greater"))
     refuted = low(accuracy) > 0 or high(asim) < -ASIM_MARGIN
     return Answer("H3", "steer minus IA2, accuracy (and asim)", accuracy, asim, p, refuted)
@@ -121,7 +156,7 @@ def near_and_wrong(rows: list[dict], _) -> Answer:
 
 def mean_target(rows: list[dict], _) -> Answer:
     """H4: one mean target for all queries primes as well as the query's own."""
-    values = differences(rows, MIDDLE, "accuracy", "mean-sft", "ia2-sft")
+    values = differences(rows, R2, "accuracy", "mean-sft", "ia2-sft")
     p = equivalence(values, MARGIN)
     one_side = low(values) > 0 or high(values) < 0
     text = "mean-sft minus ia2-sft, accuracy: within 5 points"
@@ -130,10 +165,11 @@ def mean_target(rows: list[dict], _) -> Answer:
 
 def beyond_format(rows: list[dict], _) -> Answer:
     """H5: priming is more than the answer's form."""
-    values = differences(rows, MIDDLE, "accuracy", "ia2-sft", "format-sft")
+    values = differences(rows, R2, "accuracy", "ia2-sft", "format-sft")
     p = comparisons.p_value(values)
     refuted = high(values) < 0 or equivalence(values, MARGIN) < LEVEL
-    return Answer("H5", "ia2-sft minus format-sft, accuracy", values, [], p, refuted)
+    text = "ia2-sft minus format-sft, accuracy"
+    return Answer("H5", text, values, [], p, refuted)
 
 
 SECONDARY: tuple[Callable, ...] = (constant, near_and_wrong, mean_target, beyond_format)
@@ -171,12 +207,21 @@ def line(answer: Answer, adjusted: float) -> list[str]:
     ]
 
 
+def adjusted_together(p_values: list[float]) -> list[float]:
+    """Holm's adjustment for all hypotheses; one without a p value counts as 1 and keeps none."""
+    counted = [1.0 if math.isnan(p) else p for p in p_values]
+    found = []
+    for p, adjusted in zip(p_values, comparisons.holm(counted)):
+        found.append(p if math.isnan(p) else adjusted)
+    return found
+
+
 def table(rows: list[dict], anatomy: list[dict]) -> str:
     """H1 to H5 with intervals, p values and verdicts."""
     rows = [row for row in rows if not comparisons.is_former(row)]
     primary = headline(rows, anatomy)
     answers = [hypothesis(rows, anatomy) for hypothesis in SECONDARY]
-    adjusted = comparisons.holm([answer.p for answer in answers])
+    adjusted = adjusted_together([answer.p for answer in answers])
     lines = [line(primary, primary.p)]
     lines += [line(answer, p) for answer, p in zip(answers, adjusted)]
     head = ["", "measured", "mean [95%]", "sets", "smallest seen", "p", "p by Holm", "verdict"]
@@ -188,7 +233,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="results.jsonl of the plan's runs")
     parser.add_argument("--anatomy", nargs="*", default=[], metavar="FILE", help="anatomy.jsonl")
     args = parser.parse_args(argv)
-    print(table(read_all(args.files), read_files(args.anatomy)))
+    rows = read_all(args.files)
+    check_rows(rows)
+    print(table(rows, read_files(args.anatomy)))
 
 
 if __name__ == "__main__":

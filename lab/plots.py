@@ -130,7 +130,9 @@ def set_name(rows: list[dict]) -> str:
 def dumbbells(axis: Axes, rows: list[dict], lr: float | None) -> None:
     """One panel of `set_by_set`."""
     shown = arms(rows)
-    groups = [*by_number(rows).values(), rows]  # the mean is that of all rows
+    groups = list(by_number(rows).values())
+    whole = [same for same in groups if arms(same) == shown]
+    groups.append([row for same in whole for row in same])  # the mean: sets that all methods have
     for arm in shown:
         colour, marker = style(arm.method)
         lower = 0 if arm.method in DUMBBELL else 0.3

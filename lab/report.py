@@ -242,12 +242,17 @@ def tests(rows: list[dict]) -> list[str]:
 
 
 def read_all(files: list[str]) -> list[dict]:
-    """The rows of several files. Raises UserError for one that is not there."""
+    """The rows of several files; one that is in an earlier file too is taken from there, since two
+    runs of the plan may share few-shot sets. Raises UserError for a file that is not there.
+    """
     rows = []
+    there = set()
     for file in files:
         if not Path(file).exists():
             raise UserError(f"there is no results file {file}; give the path of a results.jsonl")
-        rows += records.read_rows(file)
+        own = records.read_rows(file)
+        rows += [row for row in own if records.row_key(row) not in there]
+        there |= {records.row_key(row) for row in own}
     return rows
 
 

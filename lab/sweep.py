@@ -130,8 +130,8 @@ def run_sets(sweep: Sweep, sizes: list[int], numbers: list[int]) -> None:
     """Run what is missing of every few-shot set. All sets of a size are drawn first."""
     for n in sizes:
         few_shots = [sweep.draw(n, number) for number in numbers]
-        for i, few_shot in enumerate(few_shots):
-            other = few_shots[i - 1] if len(few_shots) > 1 else None
+        for few_shot in few_shots:
+            other = sweep.draw(n, few_shot.number - 1) if few_shot.number else None
             run_set(sweep, few_shot, other)
 
 
@@ -169,8 +169,8 @@ def open_workshop(sweep: Sweep, few_shot: data.FewShotSet, plans: list[Plan]) ->
 
 
 def run_set(sweep: Sweep, few_shot: data.FewShotSet, other: data.FewShotSet | None = None) -> None:
-    """Run what is missing of a few-shot set; `other` is another set of the same size, whose
-    adapters are the control of the overlaps.
+    """Run what is missing of a few-shot set; `other` is the set before it, whose adapters are the
+    control of the overlaps where they are saved already.
     """
     setup = sweep.setup
     seed, number = few_shot.seed, few_shot.number

@@ -98,6 +98,7 @@ METHODS = {
 }
 
 USE_GOLD = ("sft", "steered-sft", "sft-balanced", "sft-smooth", "sft-labels")  # stages
+SFT_ON = ("sft", "steered-sft", "ia2+sft")  # stages whose responses can be chosen
 NEED_LABELS = ("flipped", "format", "sft-balanced", "sft-smooth", "sft-labels")  # stages
 NEED_OTHERS = ("mean", "rotated")  # stages that are IA2 itself if there is one query
 
@@ -127,7 +128,8 @@ class Choices:
         """
         method = METHODS[name]
         settings = {}
-        if self.sft_on and {"sft", "steered-sft", "ia2+sft"} & set(method.path):
+        default = "icl" if "ia2+sft" in method.path else "gold"
+        if self.sft_on not in (None, default) and set(SFT_ON) & set(method.path):
             settings["sft_on"] = self.sft_on
         if self.beta and "ia2+sft" in method.path:
             settings["beta"] = self.beta
@@ -609,9 +611,13 @@ def make_losses(
     return losses
 
 
+RANDOM_SEEDS = 1_000_000
+
+
 def random_adapter(trained: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Random matrices in the shapes of a trained adapter, A and B of each module with its norms."""
-    generator = torch.Generator().manual_seed(seed)
+    # Not the numbers that `lora.reset` draws with the same seed: training started from those.
+    generator = torch.Generator().manual_seed(seed + RANDOM_SEEDS)
     drawn = {}
     for name, weight in trained.items():
         noise = torch.randn(weight.shape, generator=generator)

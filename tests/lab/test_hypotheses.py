@@ -15,25 +15,32 @@ from lab import comparisons, hypotheses
 TRAINED = {"lr": 3e-4, "rank": 8, "epochs": 50, "keep": "best"}
 
 
-def rows_of(where, **methods):
-    """Rows of methods, each with a list of (accuracy, asim), one for each few-shot set."""
+def rows_of(run, tests=None, **methods):
+    """Rows that a run would make of methods, each with a list of (accuracy, asim), one for each
+    few-shot set; on its first test a tenth above, on the last as much below.
+    """
     rows = []
+    offs = {run.tests[0]: 0.1, run.tests[-1]: -0.1}
     for name, values in methods.items():
         method = name.replace("_", "-")
         for number, (accuracy, asim) in enumerate(values):
-            trained = {"lr": None} if method == "steer" else TRAINED
-            found = {
-                **where,
-                **trained,
-                "n": 4,
-                "eval_dataset": where["dataset"],
-                "method": method,
-                "set": number,
-                "train_data": f"train {number}",
-                "accuracy": accuracy,
-                "asim": asim,
-            }
-            rows.append(sample_row(**found))
+            for test in tests or run.tests:
+                trained = {"lr": None} if method == "steer" else TRAINED
+                off = offs.get(test, 0.0) if method.startswith("ia2") else 0.0
+                found = {
+                    **trained,
+                    "model": run.model,
+                    "dtype": run.dtype,
+                    "dataset": run.dataset,
+                    "n": 4,
+                    "eval_dataset": test,
+                    "method": method,
+                    "set": number,
+                    "train_data": f"train {number}",
+                    "accuracy": accuracy + off,
+                    "asim": asim,
+                }
+                rows.append(sample_row(**found))
     return rows
 
 
@@ -82,14 +89,17 @@ def test_nothing_is_said_without_rows():
 @pytest.mark.parametrize("gain, word", [(0.2, "holds"), (0.0, "undecided"), (-0.2, "refuted")])
 def test_the_headline_is_a_two_sided_test_of_the_large_models_rows(gain, word):
     rows = rows_of(
-        hypotheses.LARGE, sft=flat(around(0.6, 0.1)), ia2_sft=flat(around(0.6 + gain, 0.1, seed=1))
+        hypotheses.R1, sft=flat(around(0.6, 0.1)), ia2_sft=flat(around(0.6 + gain, 0.1, seed=1))
     )
     assert verdicts(rows)["H1"][-1] == word
     other = [{**row, "model": "smollm2-135m"} for row in rows]
     faster = [{**row, "lr": 1e-3} for row in rows]
     former = [{**row, "procedure": "1"} for row in rows]
-    for beside in (other, faster, former):
+    dtype = [{**row, "dtype": "float32"} for row in rows]
+    part = [row for row in rows if row["eval_dataset"] != "poems"]  # no set has all its tests
+    for beside in (other, faster, former, dtype, part):
         assert verdicts(beside)["H1"][-1] == "not run"
+    assert verdicts(part + other + dtype)["H1"][-1] == "not run"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +114,7 @@ def test_the_headline_is_a_two_sided_test_of_the_large_models_rows(gain, word):
 def test_near_and_wrong_needs_both(accuracy, asim, word):
     ia2 = list(zip(around(0.7, 0.05), around(0.85, 0.02)))
     steer = list(zip(around(0.7 + accuracy, 0.05, seed=1), around(0.85 + asim, 0.02, seed=2)))
-    assert verdicts(rows_of(hypotheses.LARGE, ia2=ia2, steer=steer))["H3"][-1] == word
+    assert verdicts(rows_of(hypotheses.R1, ia2=ia2, steer=steer))["H3"][-1] == word
 
 
 @pytest.mark.parametrize(
@@ -114,7 +124,7 @@ def test_near_and_wrong_needs_both(accuracy, asim, word):
 def test_the_mean_target_is_equivalent_or_not(gap, spread, word):
     base = around(0.75, 0.05)
     other = [value - gap + noise for value, noise in zip(base, around(0, spread, seed=3))]
-    rows = rows_of(hypotheses.MIDDLE, ia2_sft=flat(base), mean_sft=flat(other))
+    rows = rows_of(hypotheses.R2, ia2_sft=flat(base), mean_sft=flat(other))
     assert verdicts(rows)["H4"][-1] == word
 
 
@@ -122,38 +132,55 @@ def test_the_mean_target_is_equivalent_or_not(gap, spread, word):
 def test_priming_beyond_format_is_refuted_by_equivalence_too(gain, word):
     base = around(0.75, 0.05)
     other = [value - gain + noise for value, noise in zip(base, around(0, 0.02, seed=4))]
-    rows = rows_of(hypotheses.MIDDLE, ia2_sft=flat(base), format_sft=flat(other))
+    rows = rows_of(hypotheses.R2, ia2_sft=flat(base), format_sft=flat(other))
     assert verdicts(rows)["H5"][-1] == word
+
+
+def shares_of(runs, shares):
+    """Records of the anatomy: a tenth more on the first test, a twentieth less with one model."""
+    records = []
+    for run in runs:
+        for number, share in enumerate(shares):
+            for test in run.tests:
+                off = 0.1 if test == run.tests[0] else -0.1
+                off += -0.05 if run.dtype == "float32" else 0.05
+                record = {"model": run.model, "dtype": run.dtype, "dataset": run.dataset, "n": 4}
+                record.update(eval_dataset=test, set=number, share=share + off)
+                records.append(record)
+    return records
 
 
 @pytest.mark.parametrize("share, word", [(0.7, "holds"), (0.3, "refuted")])
 def test_the_constants_share_is_averaged_over_the_models_and_tests_of_a_set(share, word):
-    anatomy = []
-    shares = around(share, 0.05)
-    for number, value in enumerate(shares):
-        for off, model in ((-0.1, "a"), (0.1, "b")):
-            anatomy.append(
-                {"n": 4, "model": model, "dataset": "x", "set": number, "share": value + off}
-            )
-    anatomy.append({"n": 8, "model": "a", "dataset": "x", "set": 0, "share": 9.0})
+    shares = around(share, 0.05, sets=10)
+    anatomy = shares_of(hypotheses.R0, shares)
+    anatomy.append({**anatomy[0], "n": 8, "share": 9.0})
+    anatomy.append({**anatomy[0], "model": "smollm2-135m", "share": 9.0})
     line = verdicts([], anatomy)["H2"]
     assert line[-1] == word and line[3] == "20"
     assert line[2].startswith(f"{fmean(shares) - 0.5:+.3f}")
+    one_model = [run for run in hypotheses.R0 if run.dtype == "float32"]
+    assert verdicts([], shares_of(one_model, shares))["H2"][-1] == "not run"
+    one_task = [run for run in hypotheses.R0 if run.dataset == "movies"]
+    assert verdicts([], shares_of(one_task, shares))["H2"][-1] == "none yet, 20 sets are planned"
 
 
 def test_a_run_that_is_not_whole_gets_no_verdict():
     base, other = around(0.8, 0.05, sets=19), around(0.5, 0.05, sets=19, seed=1)
-    line = verdicts(rows_of(hypotheses.LARGE, sft=flat(other), ia2_sft=flat(base)))["H1"]
+    line = verdicts(rows_of(hypotheses.R1, sft=flat(other), ia2_sft=flat(base)))["H1"]
     assert line[3] == "19" and line[-1] == "none yet, 20 sets are planned"
 
 
 def test_secondary_p_values_are_adjusted_together():
     base = around(0.75, 0.05)
     other = [value - 0.02 + noise for value, noise in zip(base, around(0, 0.03, seed=4))]
-    alone = rows_of(hypotheses.MIDDLE, ia2_sft=flat(base), format_sft=flat(other))
-    both = alone + rows_of(hypotheses.MIDDLE, mean_sft=flat(around(0.75, 0.2, seed=5)))
+    alone = rows_of(hypotheses.R2, ia2_sft=flat(base), format_sft=flat(other))
+    both = alone + rows_of(hypotheses.R2, mean_sft=flat(around(0.75, 0.2, seed=5)))
     values = [one - two for one, two in zip(base, other)]
     p = stats.ttest_1samp(values, 0).pvalue
-    assert verdicts(alone)["H5"][5] == verdicts(alone)["H5"][6]
+    others = 1.0  # H2 and H3 are not run and count as 1, and so does H4 at first
+    adjusted = float("0" + verdicts(alone)["H5"][6])
+    assert adjusted == pytest.approx(comparisons.holm([p, others, others, others])[0], abs=1e-4)
+    assert adjusted == pytest.approx(4 * p, abs=1e-4)
     adjusted = float("0" + verdicts(both)["H5"][6])
-    assert adjusted == pytest.approx(comparisons.holm([p, 0.9])[0], abs=1e-4)
+    assert adjusted == pytest.approx(comparisons.holm([p, 0.9, others, others])[0], abs=1e-4)

@@ -281,10 +281,10 @@ def test_a_row_tells_the_choices_that_its_method_depends_on():
     assert choices.settings("ia2") == unlabelled
     assert choices.settings("sft-balanced") == {}
     assert choices.settings("sft") == {"sft_on": "icl", **unlabelled}
-    assert choices.settings("ia2+sft") == {"sft_on": "icl", "beta": 2.0, **unlabelled}
+    assert choices.settings("ia2+sft") == {"beta": 2.0, **unlabelled}, "its SFT is on icl anyway"
     assert choices.settings("steer") == {**unlabelled, "steer_at": "all"}
     gold = Choices(sft_on="gold", queries=4)
-    assert gold.settings("sft") == {"sft_on": "gold"}
+    assert gold.settings("sft") == {}, "as it is by default"
     assert gold.settings("format") == unlabelled
 
 
