@@ -10,6 +10,7 @@ import random
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from sources import own, readers, tasks
 from support import records
@@ -127,7 +128,8 @@ def check_parts(name: str, train: list, test: list) -> None:
     """Raise UserError if there is nothing to train or to test on."""
     if not train or not test:
         raise UserError(
-            f"{name} has {len(train)} training and {len(test)} test examples; it needs both"
+            f"{name} has {len(train)} training examples that are no test queries and {len(test)} "
+            "test examples; it needs both"
         )
 
 
@@ -161,8 +163,10 @@ def load_with_tests(
 
 def load_alike(names: list[str], tokenizer, options: Options) -> dict[str, Data]:
     """Tasks by name, all worded like the first one. Raises UserError if they do not go together."""
-    for name in names:
-        tasks.find_task(name)  # an unknown name fails before anything is read
+    for name in dict.fromkeys(names):
+        task = tasks.find_task(name)  # an unknown name fails before anything is read
+        if task.family != "own" and Path(name, "train.jsonl").exists():
+            log(f"{name} is the benchmark; write ./{name} for your folder of that name")
     first = load(names[0], tokenizer, options)
     found = {names[0]: first}
     for name in names[1:]:

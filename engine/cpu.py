@@ -73,8 +73,9 @@ def keep_freed_memory() -> None:
     """Let glibc keep the memory of large tensors. It would give it back and get it zeroed again."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        # Before 2.35 glibc takes no more than 32 MB; with neither it is left as it is.
+        if libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class FrozenProduct(torch.autograd.Function):

@@ -19,7 +19,7 @@ from engine import cpu, running, snapshots
 from engine.bundled import Bundle, bundled_folder
 from support import records
 from support.cache import pins, sha256
-from support.cli import UserError, suggest
+from support.cli import UserError, is_out_of_memory, suggest
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -245,6 +245,8 @@ def load_model(choice: ModelChoice) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # they are reported, and refused here by name
         )
     except Exception as error:  # each kind of broken file raises an error of its own
+        if is_out_of_memory(error):
+            raise
         raise cannot_load(choice.name, choice.entry, choice.source, error) from None
     check_weights(choice.name, model, report)
     check_tokenizer(choice.name, model, choice.tokenizer)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from support.cli import UserError
+from support.cli import UserError, is_out_of_memory
 
 try:
     import resource
@@ -231,7 +231,7 @@ def check_model(model, tokens: list[int]) -> None:
     try:
         output = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=True)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
             raise
         raise UserError(f"{name} does not run on a short text ({error!r}); {advice}") from None
     check_cache(name, getattr(output, "past_key_values", None), advice)

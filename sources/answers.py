@@ -205,6 +205,7 @@ POWER = re.compile(rf"({AMOUNT})\s?\^\s?([-+]?\d{{1,3}})")
 DECIMAL = re.compile(rf"({AMOUNT})(?:[eE]([-+]?\d{{1,3}}))?")
 LARGE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 LONGEST_NUMBER = 200  # characters
+MOST_BITS = 10_000  # of a value: Python writes no number of more than 4,300 digits
 
 
 def to_number(text: str) -> Fraction | None:
@@ -226,7 +227,8 @@ def to_number(text: str) -> Fraction | None:
         if part is None:
             return None
         value *= part
-    return value
+    bits = max(value.numerator.bit_length(), value.denominator.bit_length())
+    return value if bits < MOST_BITS else None
 
 
 def factor_value(text: str) -> Fraction | None:
@@ -384,7 +386,10 @@ def without_exclamation(text: str) -> str:
 
 # One side of an equation in words and numbers: `20 - 5`, `4 apples * 3`, `20% of 50`, `x`, `Total`.
 TERM = r"[-+($\s]*\.?\d[\d.,/^]*(?:\s*%)?(?:\s+[A-Za-z]{2,}){0,2}[)\s]*"
-OPERATOR = r"(?:[-+*/x]|of|times|plus|minus|divided by)"
+# A `/` between two digits belongs to their term alone: read in two ways, each of many would double
+# the time.
+DIVIDED = r"/(?![\d.,/^])|(?<![\d.,/^])/(?=[\d.,/^])"
+OPERATOR = rf"(?:[-+*x]|{DIVIDED}|of|times|plus|minus|divided by)"
 SIDE = re.compile(rf"[^\d=^_]*(?:{TERM}(?:{OPERATOR}{TERM})*)?")
 LONGEST_SIDE = 200  # characters
 

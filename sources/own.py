@@ -1,9 +1,9 @@
 """A user's own folder: rows of {query, response}, and whether they are labels or free text."""
 
 import json
-import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from sources.readers import BadRow, Item, Rows, field
 from support.cli import UserError
@@ -88,8 +88,8 @@ def value_of(text: str) -> object:
     """What two ways of writing a label have in common: a truth value, a number, or the text."""
     if text.lower() in ("true", "false", "yes", "no"):
         return text.lower()
-    if is_number(text) and math.isfinite(float(text)):
-        return float(text)
+    if is_number(text):
+        return Fraction(text)
     return text
 
 

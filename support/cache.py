@@ -41,13 +41,23 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o755)
-        try:
-            partial.rename(target)
-        except OSError:  # there is an older one
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+        replace_folder(target, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(target: Path, new: Path) -> None:
+    """Rename `new` to `target`. An older folder makes way first and comes back if that fails."""
+    older = new.with_name(f"{new.name}-older")
+    if target.exists():
+        target.rename(older)
+    try:
+        new.rename(target)
+    except OSError:
+        if older.exists():
+            older.rename(target)
+        raise
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:

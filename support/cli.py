@@ -61,6 +61,10 @@ def run_main(main: Callable[[], None], *errors: type[Exception]) -> int:
         problem = (
             "the GPU is out of memory; use a smaller --n or --max-tokens, or a smaller --model"
         )
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = "this machine is out of memory; use a smaller --n, --max-tokens or --model"
     except (UserError, *errors) as error:
         problem = error
     except (OSError, SafetensorError) as error:  # a full disk, a folder taken away
@@ -69,6 +73,12 @@ def run_main(main: Callable[[], None], *errors: type[Exception]) -> int:
         problem = "interrupted; completed work is kept"
     log(f"error: {problem}")
     return 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the CPU's memory does not suffice: torch has no class of its own for that."""
+    says_so = "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and says_so)
 
 
 def reader_is_gone() -> bool:

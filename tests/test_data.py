@@ -857,6 +857,18 @@ def test_what_another_task_tests_on_is_never_trained_on(tokenizer, tmp_path, cap
     assert len(alone.pool) == 5
 
 
+def test_a_folder_with_a_benchmarks_name_is_told_how_to_be_named(tokenizer, tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        own(tmp_path / "tweets", COLOURS[:4], COLOURS[4:])
+        bundled, _ = data.load_with_tests("tweets", [], tokenizer, data.Options(plain=True))
+        assert bundled.spec.name == "tweets"
+        said = "tweets is the benchmark; write ./tweets for your folder of that name"
+        assert capsys.readouterr().err.count(said) == 1
+        mine, _ = data.load_with_tests("./tweets", [], tokenizer, data.Options(plain=True))
+    assert mine.spec.name == "tweets/" and said not in capsys.readouterr().err
+
+
 def test_own_rows_with_few_short_responses_are_a_label_task(load, tmp_path, capsys):
     task = load(own(tmp_path, COLOURS[:4], COLOURS[4:]), plain=True)
     assert task.spec.labels == ("green", "white")
@@ -947,7 +959,9 @@ def test_queries_that_differ_in_case_alone_are_two(load, tmp_path):
 
 
 def test_a_folder_whose_queries_are_all_in_the_test_part_is_one_sentence(load, tmp_path):
-    with pytest.raises(UserError, match="has 0 training and 6 test examples; it needs both"):
+    with pytest.raises(
+        UserError, match="has 0 training examples that are no test queries and 6 test"
+    ):
         load(own(tmp_path, COLOURS[:4], COLOURS))
 
 

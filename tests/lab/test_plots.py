@@ -128,6 +128,14 @@ def test_a_set_is_a_line_from_sft_to_ia2_then_sft():
     assert np.allclose(ends, [[40, 80], [50, 90], [60, 100], *means])
 
 
+def test_the_mean_is_that_of_the_sets_which_all_methods_have():
+    rows = [each for each in set_rows() if each["lr"] in (None, 1e-4)]
+    lacking = [each for each in rows if (each["set"], each["method"]) != (2, "ia2-sft")]
+    (axis,) = plots.set_by_set(lacking, "t").figure.axes
+    joined = [line for line in axis.lines if line.get_color() == "#BBBBBB"]
+    assert np.allclose(sorted(joined[-1].get_xdata()), [45, 85])  # of sets 0 and 1
+
+
 def test_reliability_has_each_methods_own_floor():
     rng = np.random.default_rng(0)
     soft = [outcome(int(rng.random() < 0.3), 0, 0.7) for _ in range(100)]

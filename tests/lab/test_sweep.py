@@ -112,6 +112,9 @@ def test_overlaps_are_with_the_adapters_of_the_same_and_of_another_set(run):
     assert set(first) == {"sft", "ia2", "chance"}
     assert set(second) == {"sft", "ia2", "sft, other set", "ia2, other set", "chance"}
     assert second["ia2"] > second["chance"]
+    run("--set", 0, out="alone")
+    alone = [row["overlap"] for row in run("--set", 1, out="alone").rows if "overlap" in row]
+    assert alone[-1] == second, "also where each set is a command of its own"
 
 
 def test_free_text_runs_with_all_methods_that_need_no_labels(run):

@@ -854,3 +854,29 @@ def test_grade_school_answers_in_other_words_score_100_percent(tmp_path):
         for phrasing in PHRASINGS:
             text = reasoning + phrasing.format(written.strip())
             assert answers.same_number(answers.number(text), expected), text
+
+
+# ---- texts that would take for ever --------------------------------------------------------------
+
+SLASHES = [
+    "/".join(["1"] * 99) + " @",
+    "1/1 / " * 30 + "@",
+    "1 / " * 45 + "@",
+    "1/" * 95 + "@",
+    "The answer is " + "/".join(["1"] * 60) + " dollars per day for each",
+]
+
+
+@pytest.mark.parametrize("text", SLASHES, ids=range(len(SLASHES)))
+def test_many_slashes_are_read_at_once(text):
+    """A slash that could be read in two ways would double the time with each one."""
+    start = time.perf_counter()
+    answers.number(text)
+    answers.equation_result(text)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("text", ["99999^999", "9999^900 * 9999^900", "-99999^-999"])
+def test_a_number_that_cannot_be_written_is_none(text):
+    assert answers.number(f"#### {text}") is None
+    str(answers.number("#### 9999^600"))

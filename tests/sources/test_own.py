@@ -87,3 +87,10 @@ def test_rows_that_say_nothing_are_refused(row, message):
 
 def test_blank_lines_in_a_response_are_closed_up():
     assert own.one_block("One.\n\nTwo.\r\n \r\nThree.\n") == "One.\nTwo.\nThree."
+
+
+def test_long_numbers_that_differ_are_two_labels():
+    """As numbers of double precision they would be one."""
+    long = ["10000000000000000", "10000000000000001", "10000000000000000.0"]
+    names = own.label_names(long)
+    assert names == {long[0]: long[0], long[1]: long[1], long[2]: long[0]}

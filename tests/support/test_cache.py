@@ -130,6 +130,28 @@ print(caching.cached("thing", build))
 """
 
 
+def test_a_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch):
+    target = tmp_path / "adapter"
+    with caching.new_folder(target) as folder:
+        (folder / "weights").write_text("older")
+    rename = Path.rename
+
+    def refuse(path, other):
+        if path.name.startswith(".partial-") and other == target and "older" not in path.name:
+            raise OSError(16, "Device or resource busy")
+        return rename(path, other)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="busy"), caching.new_folder(target) as folder:
+        (folder / "weights").write_text("newer")
+    assert (target / "weights").read_text() == "older"
+    monkeypatch.undo()
+    with caching.new_folder(target) as folder:
+        (folder / "weights").write_text("newer")
+    assert (target / "weights").read_text() == "newer"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_a_build_that_fails_leaves_nothing_and_one_that_ends_is_kept(cache):
     def fail(folder):
         (folder / "half").write_text("x")

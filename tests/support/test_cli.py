@@ -99,6 +99,22 @@ def test_other_errors_are_not_hidden():
         cli.run_main(main)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_a_lack_of_memory_is_one_sentence(error, capsys):
+    def main():
+        raise error
+
+    assert cli.run_main(main) == 2
+    assert capsys.readouterr().err.startswith("error: this machine is out of memory; use a smaller")
+
+
 # torch, which takes seconds to import and does nothing here, is left out.
 SCRIPT = """
 import sys, types
