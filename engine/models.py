@@ -19,11 +19,12 @@ from engine import cpu, running, snapshots
 from engine.bundled import Bundle, bundled_folder
 from support import records
 from support.cache import pins, sha256
-from support.cli import UserError, is_out_of_memory, suggest
+from support.cli import UserError, is_out_of_memory, log, suggest
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+SMALL_MODEL = "smollm2-135m"  # it needs no hub
 LARGE_GPU = 12e9  # bytes of memory from which the larger model is the default
 
 
@@ -110,14 +111,18 @@ def find(name: str, device: str = "auto", dtype: str = "auto") -> ModelChoice:
     """The model that a name means, its tokenizer, and the device. A bundled model is made at first
     use.
 
-    `auto` is qwen3-4b on a GPU with 12 GB and smollm2-135m elsewhere. `dtype` is float32, bfloat16,
-    or `auto` for what the table of models says. Raises UserError for an unknown name, a missing
-    GPU, files that cannot be read, or a hub that is needed and cannot be reached, which is decided
-    within 5 seconds.
+    `auto` is qwen3-4b on a GPU with 12 GB, and smollm2-135m elsewhere or where there is no hub.
+    `dtype` is float32, bfloat16, or `auto` for what the table of models says. Raises UserError for
+    an unknown name, a missing GPU, files that cannot be read, or a hub that is needed and cannot be
+    reached, which is decided within 5 seconds.
     """
     chosen_device = choose_device(device)
     if name == "auto":
-        name = default_name(chosen_device)
+        try:
+            return find(default_name(chosen_device), device, dtype)
+        except snapshots.OutOfReach as error:
+            log(f"warning: {error}, so it takes its place")
+            return find(SMALL_MODEL, device, dtype)
     check_name(name)
     entry = MODELS.get(name) or Entry(name)
     if dtype != "auto":
@@ -154,7 +159,7 @@ def default_name(device: torch.device) -> str:
         memory = torch.cuda.get_device_properties(device).total_memory
         if memory >= LARGE_GPU:
             return "qwen3-4b"
-    return "smollm2-135m"
+    return SMALL_MODEL
 
 
 def check_name(name: str) -> None:

@@ -42,11 +42,18 @@ class Snapshot:
     commit: str
 
 
+UNREACHABLE = "the hub cannot be reached"
+
+
+class OutOfReach(UserError):
+    """The hub does not answer, or not as a hub does."""
+
+
 def find_snapshot(repository: str) -> Snapshot:
     """The newest commit of a hub model, fetched where files are missing, or what is in the cache.
 
     The cached commit serves where the hub cannot be reached or refuses. Raises UserError where
-    there is none, within 5 seconds if the hub does not answer.
+    there is none: OutOfReach within 5 seconds if the hub does not answer.
     """
     answered = False
     try:
@@ -59,7 +66,8 @@ def find_snapshot(repository: str) -> Snapshot:
         problem = describe(error, answered)
         snapshot = cached_snapshot(repository)
         if snapshot is None:
-            raise UserError(
+            error_class = OutOfReach if problem.what.startswith(UNREACHABLE) else UserError
+            raise error_class(
                 f"cannot load the model {repository} ({problem.what}: {problem.advice}); "
                 "smollm2-135m needs no hub"
             ) from None
@@ -93,7 +101,6 @@ class Problem:
 
 def describe(error: Exception, answered: bool) -> Problem:
     """An error of the hub or of the way to it; `answered` if it came after a first answer."""
-    unreachable = "the hub cannot be reached"
     status = http_status(error)
     if status in (401, 403):
         return Problem(
@@ -105,7 +112,7 @@ def describe(error: Exception, answered: bool) -> Problem:
         return Problem("the hub answers 404", "check the name")
     if status is not None:
         advice = "try again later, or give a local folder"
-        return Problem(f"{unreachable}, it answers {status}", advice)
+        return Problem(f"{UNREACHABLE}, it answers {status}", advice)
     if isinstance(error, HFValidationError):
         return Problem("no repository of the hub can have that name", "check it")
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
@@ -114,7 +121,7 @@ def describe(error: Exception, answered: bool) -> Problem:
     if answered:
         advice = "run the same command again, finished files are kept"
         return Problem("the download broke off", advice)
-    return Problem(unreachable, "check the network, or give a local folder")
+    return Problem(UNREACHABLE, "check the network, or give a local folder")
 
 
 # ---- the cache -----------------------------------------------------------------------------------

@@ -26,9 +26,10 @@ from hub_repos import LLAMA, NEVER, QWEN, TINY
 from test_ia2 import Homeless
 
 import ia2
-from engine import models
+from engine import models, snapshots
 from sources import tasks
 from support import records
+from support.cli import UserError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="new processes are forked")
 
@@ -238,6 +239,20 @@ def test_a_first_run_on_a_gpu_is_qwens_in_bfloat16_and_keeps_to_its_device(
     adapter = tmp_path / "out" / rows[-1]["run"] / "adapter_model.safetensors"
     weights = safetensors.torch.load_file(adapter)
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_a_gpu_without_a_hub_gets_the_bundled_model(gpu, monkeypatch, capsys):
+    def no_route(repository):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(snapshots, "newest_commit", no_route)
+    monkeypatch.setattr(snapshots, "cached_snapshot", lambda repository: None)
+    assert models.find("auto").name == "smollm2-135m"
+    said = capsys.readouterr().err
+    assert said.startswith("warning: cannot load the model Qwen/Qwen3-4B-Base (the hub cannot")
+    assert said.endswith("smollm2-135m needs no hub, so it takes its place\n")
+    with pytest.raises(UserError, match="the hub cannot be reached"):
+        models.find("qwen3-4b")  # who names it wants no other
 
 
 # ---- what libraries do not promise ---------------------------------------------------------------
