@@ -14,10 +14,9 @@ from pathlib import Path
 
 from sources import own, readers, tasks
 from support import records
-from support.cli import UserError, log
+from support.cli import LABEL_STYLES, UserError, log
 
 BLANK_LINE = "\n\n"  # between demos, and between the demos and the query
-STYLES = ("digits", "words", "remap")  # how labels are written
 BLOCK = 16  # queries that share one order of the demos
 UNRELATED = ("nyt", "tweets")  # texts on which to see what tuning changes elsewhere
 UNRELATED_TOKENS = 16  # of each text: it costs less than a test, and batches need no padding
@@ -50,7 +49,7 @@ class Data:
     test: list[Example]  # held out
     source: str
     prompt: str
-    label_style: str | None  # one of STYLES; None for free text
+    label_style: str | None  # one of LABEL_STYLES; None for free text
     label_texts: list[str]
     label_tokens: list[int]  # the first token of each label behind a query
     max_tokens: int  # G at most: 1 for label tasks
@@ -325,7 +324,7 @@ def labels_in(style: str, task: tasks.Task, seed: int, tokenizer, query: str) ->
 def other_styles(task: tasks.Task, style: str, seed: int, tokenizer, query: str) -> str:
     """What to use instead of a style: the styles that work for this task and tokenizer."""
     others = []
-    for other in STYLES:
+    for other in LABEL_STYLES:
         if other == style:
             continue
         with suppress(StyleError, UserError):

@@ -275,7 +275,7 @@ def settings(choice: ModelChoice, model: PreTrainedModel) -> dict[str, str]:
         "model": choice.name,
         "model_hash": choice.fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "machine": records.processor(model.device.type),
+        "machine": records.device_name(model.device.type),
     }
 
 

@@ -4,7 +4,6 @@ Configuration, tokenizer and weights are read from the folder of one commit, so 
 which weights were used. Only safetensors are fetched, and only the files that transformers reads.
 """
 
-import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from huggingface_hub.utils import logging
 from tqdm import tqdm
 
 from support.cli import UserError, log
-from support.hub import ANSWER_SECONDS, http_status, within_seconds
+from support.hub import ANSWER_SECONDS, DISK_ERRORS, http_status, within_seconds
 
 logging.set_verbosity_error()  # each retry of each file would be a warning
 
@@ -24,7 +23,6 @@ logging.set_verbosity_error()  # each retry of each file would be a warning
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 UNWANTED = ["*/*", "model.*.safetensors", "consolidated*", "adapter_*"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Bar(tqdm):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from support.cache import cached, download, read_member
 from support.cli import UserError, log
-from support.hub import ANSWER_SECONDS, REFUSALS, http_status, within_seconds
+from support.hub import ANSWER_SECONDS, DISK_ERRORS, REFUSALS, http_status, within_seconds
 
 PARTS = ("train", "test")
 
@@ -325,7 +325,7 @@ def what_went_wrong(hub: Hub, error: Exception) -> str | None:
             return f"{start}, which refuses its files ({status or 'gated'}); {ACCEPT}"
         if status is not None or isinstance(each, broken_way):
             return None
-        if isinstance(each, OSError) and each.errno is not None:
+        if isinstance(each, OSError) and each.errno in DISK_ERRORS:
             return f"{start} ({each.strerror}); make room or set HF_HOME to another folder"
     if any(isinstance(each, LocalEntryNotFoundError) for each in errors):
         return None

@@ -13,6 +13,8 @@ from difflib import get_close_matches
 import torch
 from safetensors import SafetensorError
 
+LABEL_STYLES = ("digits", "words", "remap")  # how labels are written
+
 
 class UserError(Exception):
     """Something the user can fix: one sentence that says what is wrong and what to do."""
@@ -204,8 +206,11 @@ def add_data_options(add: Callable, many: str | None) -> None:
         action=argparse.BooleanOptionalAction,
         help="equal label counts (the model's way)",
     )
-    styles = ("digits", "words", "remap")
-    add("--labels", choices=styles, help="how labels are written (the task's or the model's way)")
+    add(
+        "--labels",
+        choices=LABEL_STYLES,
+        help="how labels are written (the task's or the model's way)",
+    )
     add("--test", type=positive_int, default=200, help="test queries of a task (200)")
     folder = "local copies of the benchmarks, DIR/<name>/{train,test}.jsonl"
     add("--data-dir", metavar="DIR", help=folder)

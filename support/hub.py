@@ -1,5 +1,6 @@
 """The Hugging Face hub: whether it is there, and what it answers."""
 
+import errno
 import os
 import queue
 import threading
@@ -9,6 +10,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent anywhe
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
 ANSWER_SECONDS = 4  # a hub that has not answered by then counts as out of reach
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 REFUSALS = (401, 403, 404)  # answers about what was asked for; others are about the hub
 
 

@@ -208,7 +208,7 @@ def commit() -> str | None:
 
 
 @functools.cache
-def processor(kind: str) -> str:
+def device_name(kind: str) -> str:
     """The name of the GPU or of the processor, by the kind of a torch device."""
     if kind == "cuda":
         return torch.cuda.get_device_name()
@@ -216,7 +216,7 @@ def processor(kind: str) -> str:
     found = None
     if listing.exists():
         found = re.search(r"model name\s*:\s*(.+)", listing.read_text())
-    return found.group(1) if found else platform.processor() or platform.machine()
+    return found.group(1) if found else platform.device_name() or platform.machine()
 
 
 # ---- text ----------------------------------------------------------------------------------------

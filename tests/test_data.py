@@ -17,6 +17,7 @@ import ia2
 from data import Example
 from lab import adapters, sweep
 from sources import readers, tasks
+from support import cli
 from support.cli import UserError
 
 
@@ -125,7 +126,7 @@ def test_prompts_are_worded_as_in_the_paper(name, query, response, load):
     assert first.response == response
 
 
-@pytest.mark.parametrize("style", data.STYLES)
+@pytest.mark.parametrize("style", cli.LABEL_STYLES)
 @pytest.mark.parametrize("name", ["qasc", "arc", "sciq-mc"])
 def test_options_carry_the_labels_texts_and_the_answer_is_the_right_one(name, style, load):
     task = load(name, labels=style)
