@@ -424,6 +424,7 @@ def main(argv: list[str] | None = None) -> None:
     task, tests = data.load_with_tests(args.dataset, args.eval or [], choice.tokenizer, options)
     methods = [method for method in METHODS if method in args.methods]
     variants.check_methods(methods, choices, task)
+    variants.say_without_effect(methods, choices, args.primer_epochs)
     foreign = None
     if args.demos == "foreign":
         foreign = variants.foreign_task(task, tests, choice.tokenizer, options)

@@ -25,7 +25,7 @@ import ia2
 import lora
 import metrics
 from sources import tasks
-from support.cli import UserError
+from support.cli import UserError, log
 
 SMOOTHING = 0.1  # of the labels, in sft_smooth_loss
 MASS_WEIGHT = 0.1  # of the label set's own loss, in sft_labels_loss
@@ -164,6 +164,24 @@ def check_methods(names: list[str], choices: Choices, task: data.Data) -> None:
                 "unlabelled queries have no true responses for ia2+sft --sft-on gold; leave out "
                 "--sft-on, or the method"
             )
+
+
+def say_without_effect(names: list[str], choices: Choices, primer_epochs: int | None) -> None:
+    """Print which of the given options changes none of the methods."""
+    given = {
+        "--beta": ("beta", choices.beta is not None),
+        "--targets unlabelled": ("targets", choices.queries is not None),
+        "--steer-at all": ("steer_at", choices.steer_at != "output"),
+        "--sft-on icl": ("sft_on", choices.sft_on == "icl"),
+    }
+    changed = {key for name in names for key in choices.settings(name)}
+    idle = [option for option, (key, is_given) in given.items() if is_given and key not in changed]
+    if choices.sft_on == "icl" and "ia2+sft" in names and "--sft-on icl" in idle:
+        idle.remove("--sft-on icl")  # what it does anyway
+    if primer_epochs and all(len(METHODS[name].path) < 2 for name in names):
+        idle.append("--primer-epochs")
+    if idle:
+        log(f"{' and '.join(idle)} changes none of the methods {', '.join(names) or 'here'}")
 
 
 # ---- 2. What the losses need beside a Target -----------------------------------------------------

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from samples import write_lines
 
+import data
 import ia2
 from engine import peft_files
 from lab import rows as result_rows
@@ -344,6 +345,37 @@ def test_an_option_leaves_methods_alone_that_do_not_depend_on_it(run):
     after = run("--methods", "sft-balanced", "ia2", *options).rows
     assert [row["method"] for row in after] == ["base", "icl", "ia2", "sft-balanced", "ia2"]
     assert after[:4] == before
+
+
+@pytest.mark.parametrize(
+    "words, idle",
+    [
+        ("--beta 2 --methods ia2", "--beta"),
+        (
+            "--steer-at all --targets unlabelled --methods sft",
+            "--targets unlabelled and --steer-at",
+        ),
+        ("--sft-on icl --methods sft-balanced", "--sft-on icl"),
+        ("--primer-epochs 2 --methods sft", "--primer-epochs"),
+        ("--sft-on icl --beta 2 --methods ia2+sft", None),
+        ("--sft-on gold --methods sft", None),
+        ("--primer-epochs 2 --steer-at all --methods ia2-sft steer", None),
+    ],
+)
+def test_an_option_that_changes_no_method_is_named(words, idle, monkeypatch, tmp_path, capsys):
+    class Enough(Exception):
+        pass
+
+    def stop(*given):
+        raise Enough
+
+    monkeypatch.setattr(variants, "check_methods", lambda *given: None)
+    monkeypatch.setattr(data, "balance", stop)
+    with pytest.raises(Enough):
+        options = ["--model", "smollm2-135m", "--device", "cpu", "--out", str(tmp_path)]
+        sweep.main(["--dataset", "movies", *options, *words.split()])
+    said = [line for line in capsys.readouterr().err.splitlines() if "changes none" in line]
+    assert len(said) == bool(idle) and (not idle or said[0].startswith(idle))
 
 
 def test_unlabelled_targets_train_ia2_on_the_queries_and_sft_on_the_examples(run, monkeypatch):
