@@ -112,6 +112,11 @@ def alone(model, tokens, outputs):
     return torch.stack([output[0, -outputs:] for output in kept]), logits[0, -outputs:]
 
 
+def joined(demos, query):
+    """The text of a prompt."""
+    return "\n\n".join([*(demo.query + demo.response for demo in demos), query])
+
+
 # ---- the bundled model and data ------------------------------------------------------------------
 
 

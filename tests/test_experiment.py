@@ -114,8 +114,8 @@ print(status.split("VmHWM:")[1].split()[0])  # since exec, unlike ru_maxrss
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak there")
 def test_the_memory_of_the_main_job_is_bounded(tmp_path):
-    """At most 2.5 times the weights. Logits at all positions of 24 queries would be above it."""
-    words = ["--dataset", "movies", "--epochs", "1", "--methods", "ia2-sft", "--test", "24"]
+    """At most 2.5 times the weights. Logits at all positions of 16 queries would be above it."""
+    words = ["--dataset", "movies", "--n", "2", "--epochs", "1", "--methods", "ia2", "--test", "16"]
 
     def peak(out):
         command = [sys.executable, "-c", PEAK.format(root=f"{ROOT}/"), *words]

@@ -23,7 +23,7 @@ from fresh import HASTE, ROOT, Machine, Ran, Trunk
 from hub import ACCEPTED, STRANGER, Hub, Repository, sha256_of
 from hub_calls import digest_of
 from hub_repos import LLAMA, NEVER, QWEN, TINY
-from test_ia2 import Homeless
+from test_evaluation import Homeless
 
 import ia2
 from engine import models, snapshots
