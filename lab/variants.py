@@ -168,18 +168,16 @@ def check_methods(names: list[str], choices: Choices, task: data.Data) -> None:
 
 def say_without_effect(names: list[str], choices: Choices, primer_epochs: int | None) -> None:
     """Print which of the given options changes none of the methods."""
-    given = {
-        "--beta": ("beta", choices.beta is not None),
-        "--targets unlabelled": ("targets", choices.queries is not None),
-        "--steer-at all": ("steer_at", choices.steer_at != "output"),
-        "--sft-on icl": ("sft_on", choices.sft_on == "icl"),
-    }
     changed = {key for name in names for key in choices.settings(name)}
-    idle = [option for option, (key, is_given) in given.items() if is_given and key not in changed]
-    if choices.sft_on == "icl" and "ia2+sft" in names and "--sft-on icl" in idle:
-        idle.remove("--sft-on icl")  # what it does anyway
-    if primer_epochs and all(len(METHODS[name].path) < 2 for name in names):
-        idle.append("--primer-epochs")
+    paths = [METHODS[name].path for name in names]
+    options = {  # whether it is given, and whether some method depends on it
+        "--beta": (choices.beta, "beta" in changed),
+        "--targets unlabelled": (choices.queries, "targets" in changed),
+        "--steer-at all": (choices.steer_at != "output", "steer_at" in changed),
+        "--sft-on icl": (choices.sft_on == "icl", any(set(SFT_ON) & set(path) for path in paths)),
+        "--primer-epochs": (primer_epochs, any(len(path) > 1 for path in paths)),
+    }
+    idle = [option for option, (given, matters) in options.items() if given and not matters]
     if idle:
         log(f"{' and '.join(idle)} changes none of the methods {', '.join(names) or 'here'}")
 

@@ -15,7 +15,7 @@ from lab import comparisons, hypotheses
 TRAINED = {"lr": 3e-4, "rank": 8, "epochs": 50, "keep": "best"}
 
 
-def rows_of(run, tests=None, **methods):
+def rows_of(run, **methods):
     """Rows that a run would make of methods, each with a list of (accuracy, asim), one for each
     few-shot set; on its first test a tenth above, on the last as much below.
     """
@@ -24,7 +24,7 @@ def rows_of(run, tests=None, **methods):
     for name, values in methods.items():
         method = name.replace("_", "-")
         for number, (accuracy, asim) in enumerate(values):
-            for test in tests or run.tests:
+            for test in run.tests:
                 trained = {"lr": None} if method == "steer" else TRAINED
                 off = offs.get(test, 0.0) if method.startswith("ia2") else 0.0
                 found = {
