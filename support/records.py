@@ -195,16 +195,24 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of this code, with a + if files differ from it; None outside a git checkout."""
+    """The commit of this code, with a + if its Python differs; None outside a git checkout.
+
+    A sweep may write into a results folder that is committed, so other files do not count.
+    """
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
     try:
-        described = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
-        result = subprocess.run(described, capture_output=True, text=True, check=True)
+        name = git(root, "rev-parse", "--short", "HEAD")
+        changed = git(root, "diff", "--name-only", "HEAD", "--", "*.py")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return result.stdout.strip()
+    return f"{name}+" if changed else name
+
+
+def git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @functools.cache

@@ -209,3 +209,22 @@ def test_samples_and_key_values_are_text_to_read():
     values = dict(line.split(": ") for line in lines)
     assert values["peak_memory_gb"] == "1.50" and values["ia2_kept_steps"] == "ia2 4 of 9"
     assert values["ia2_first_loss"] == "90.5552"
+
+
+def test_a_commit_is_marked_where_its_python_differs(tmp_path, monkeypatch):
+    code = tmp_path / "support" / "records.py"
+    code.parent.mkdir()
+    code.write_text("one = 1\n")
+    results = tmp_path / "results.jsonl"
+    results.write_text("")
+    author = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+    records.git(tmp_path, "init", "--quiet")
+    records.git(tmp_path, "add", ".")
+    records.git(tmp_path, *author, "commit", "--quiet", "--message", "first")
+    monkeypatch.setattr(records, "__file__", str(code))
+    name = records.commit.__wrapped__()
+    assert records.git(tmp_path, "rev-parse", "HEAD").startswith(name)
+    results.write_text("a row\n")
+    assert records.commit.__wrapped__() == name
+    code.write_text("one = 2\n")
+    assert records.commit.__wrapped__() == f"{name}+"
