@@ -17,6 +17,7 @@ import ctypes
 import functools
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -35,6 +36,12 @@ def processor() -> str:
     """What the system says of its processor: its maker and, on Linux, its instruction sets."""
     path = Path("/proc/cpuinfo")
     return path.read_text() if path.exists() else platform.processor()
+
+
+def name() -> str:
+    """The processor's name for result rows; where the system tells none, its kind."""
+    found = re.search(r"model name\s*:\s*(.+)", CPU)
+    return found.group(1) if found else platform.processor() or platform.machine()
 
 
 CPU = processor()

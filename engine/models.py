@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from engine import cpu, running, snapshots
 from engine.bundled import Bundle, bundled_folder
-from support import records
 from support.cache import pins, sha256
 from support.cli import UserError, is_out_of_memory, log, suggest
 
@@ -271,11 +270,12 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 def settings(choice: ModelChoice, model: PreTrainedModel) -> dict[str, str]:
     """What a results row says of the model, to tell it from others, and of what it runs on."""
+    on_gpu = model.device.type == "cuda"
     return {
         "model": choice.name,
         "model_hash": choice.fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "machine": records.device_name(model.device.type),
+        "machine": torch.cuda.get_device_name() if on_gpu else cpu.name(),
     }
 
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import operator
 import os
-import platform
 import re
 import subprocess
 import time
@@ -213,18 +212,6 @@ def commit() -> str | None:
 def git(folder: Path, *words: str) -> str:
     command = ["git", "-C", str(folder), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-@functools.cache
-def device_name(kind: str) -> str:
-    """The name of the GPU or of the processor, by the kind of a torch device."""
-    if kind == "cuda":
-        return torch.cuda.get_device_name()
-    listing = Path("/proc/cpuinfo")
-    found = None
-    if listing.exists():
-        found = re.search(r"model name\s*:\s*(.+)", listing.read_text())
-    return found.group(1) if found else platform.device_name() or platform.machine()
 
 
 # ---- text ----------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """pytest tests/engine/test_cpu.py: faster products and norms give what torch gives."""
 
+import platform
+
 import pytest
 import torch
 from conftest import random_prompts, tiny
@@ -104,3 +106,18 @@ def test_ia2_plain_leaves_a_model_alone(monkeypatch):
 def test_bfloat16_only_where_its_products_are_fast(device, processor, expected, monkeypatch):
     monkeypatch.setattr(cpu, "CPU", processor)
     assert cpu.best_dtype(torch.device(device)) == expected
+
+
+@pytest.mark.parametrize(
+    "told, expected",
+    [
+        ("vendor_id : Maker\nmodel name\t: Some Processor 9\nflags : sse", "Some Processor 9"),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", "arm64"),  # Linux on ARM tells no name
+        ("arm", "arm64"),  # a Mac
+    ],
+)
+def test_a_processor_has_a_name_on_any_system(told, expected, monkeypatch):
+    monkeypatch.setattr(cpu, "CPU", told)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert cpu.name() == expected
