@@ -18,7 +18,19 @@ import metrics
 from lab import comparisons
 from lab.cells import interval, label_counts, rate_text
 from lab.diagnostics import arm_name, by_number
-from lab.rows import SETTING, TEST, Arm, arms, at_rate, check_rows, group, is_number, mean, rates
+from lab.rows import (
+    SETTING,
+    TEST,
+    Arm,
+    arms,
+    at_rate,
+    check_rows,
+    group,
+    is_number,
+    mean,
+    methods,
+    rates,
+)
 
 STYLE = {
     "base": ("#777777", "o"),
@@ -32,6 +44,9 @@ STYLE = {
     "kd": ("#CC79A7", ">"),
     "steer": ("#7F3C8D", "*"),
     "steer-sft": ("#4B1F52", "p"),
+    "mean-sft": ("#2F7D4F", "d"),
+    "format-sft": ("#B3432B", "h"),
+    "random-sft": ("#8C6D46", "x"),
 }
 OTHER_STYLE = ("#444444", ".")
 LOOK = {
@@ -326,6 +341,7 @@ def save_all(rows: list[dict], folder: str) -> list[Path]:
         if outcomes:
             figure = reliability(outcomes, f"{name}{at_text(at)}, all sets' queries")
             pictures[f"{name} reliability {len(pictures)}"] = figure
+    pictures |= against_priming(rows)
     found = forest_lines(rows)
     if found:
         title = "IA2 then SFT minus SFT, all tests: few-shot sets (their number), 95% interval"
@@ -390,3 +406,24 @@ def forest_lines(rows: list[dict]) -> dict[str, list[float]]:
                 name = f"{row['model']}, {row['dataset']}{labels}, n = {row['n']}, {rate_text(lr)}"
                 lines[name] = [100 * value for value in by_set.values()]
     return lines
+
+
+def against_priming(rows: list[dict]) -> dict[str, Figure]:
+    """{name: a forest of every method minus IA2 then SFT at the planned rate} for each setting in
+    which SFT was primed in other ways too.
+    """
+    pictures = {}
+    at_plan = at_rate(comparisons.planned(rows), comparisons.PLAN_RATE)
+    for same in group(at_plan, SETTING).values():
+        lines = {}
+        for method in methods(same):
+            by_set = comparisons.paired(same, "accuracy", method, "ia2-sft")
+            if by_set and method not in ("base", "ia2-sft"):
+                lines[method] = [100 * value for value in by_set.values()]
+        if any(name.endswith("-sft") for name in lines):
+            name = f"{same[0]['model']}, {same[0]['dataset']}, n = {same[0]['n']}"
+            title = (
+                f"{name}: method minus IA2 then SFT, mean over tests: few-shot sets, 95% interval"
+            )
+            pictures[f"primers {name}"] = forest(lines, "accuracy, points", title)
+    return pictures

@@ -213,3 +213,28 @@ def test_six_panels_stand_in_two_lines():
 def test_rows_without_layers_or_outcomes_are_drawn_without_them(tmp_path):
     rows = [row(method=method, set=i) for method in ("sft", "ia2-sft") for i in range(2)]
     assert len(plots.save_all(rows, tmp_path)) == 2
+
+
+def test_primers_are_drawn_against_ia2_then_sft():
+    rows = []
+    scores = {"base": 0.1, "icl": 0.6, "sft": 0.5, "ia2-sft": 0.7, "mean-sft": 0.65}
+    for test, better in (("movies", 0.0), ("amazon", 0.1)):
+        for method, accuracy in scores.items():
+            for number in range(3):
+                accuracy += better * number if method == "mean-sft" else 0
+                lr = None if method in ("base", "icl") else 3e-4
+                rows.append(
+                    row(method=method, lr=lr, set=number, eval_dataset=test, accuracy=accuracy)
+                )
+    [(name, figure)] = plots.against_priming(rows).items()
+    assert name.startswith("primers")
+    ticks = {}
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    for line in figure.axes[0].lines:
+        if line.get_marker() == "|":
+            ticks[labels[int(line.get_ydata()[0])]] = list(line.get_xdata())
+    assert ticks["icl (3)"] == pytest.approx([-10, -10, -10])
+    assert ticks["sft (3)"] == pytest.approx([-20, -20, -20])
+    assert ticks["mean-sft (3)"] == pytest.approx([-5, 0, 10])
+    assert set(ticks) == {"icl (3)", "sft (3)", "mean-sft (3)"}
+    assert plots.against_priming(set_rows()) == {}, "no primer but IA2"
