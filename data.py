@@ -449,7 +449,7 @@ def read_answers(
     right = []
     for response, example in zip(responses, test.test):
         written = response[:-1] if response and response[-1] in ends else response
-        text = tokenizer.decode(written).strip().split(BLANK_LINE)[0]
+        text = tokenizer.decode(written).replace("\r\n", "\n").strip().split(BLANK_LINE)[0]
         answer = test.spec.parse(text)
         same = test.spec.same(answer, test.spec.parse(example.response))
         if not same:

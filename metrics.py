@@ -55,7 +55,7 @@ def label_scores(answers: LabelAnswers) -> dict:
         "ece_equal_mass": ece_equal_mass(confidence, correct),
         "auroc": auroc(confidence, correct),
         "label_mass": logprobs.exp().sum(-1).mean().item(),
-        "largest_share": (torch.bincount(chosen).max() / len(chosen)).item(),
+        "largest_share": torch.bincount(chosen).max().item() / len(chosen),
     }
 
 

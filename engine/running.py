@@ -129,8 +129,11 @@ def generate(
     def ended(response: list[int]) -> bool:
         if response[-1] in ends or len(response) == max_tokens:
             return True
+        if stop is None:
+            return False
         # Its last tokens are enough, as it has been read after each token before.
-        return stop is not None and stop in tokenizer.decode(response[-8:]).lstrip()
+        text = tokenizer.decode(response[-8:]).replace("\r\n", "\n")
+        return stop in text.lstrip()
 
     # Prompts of a batch are padded on the left, and pads would take up a sliding window's places.
     if len(prompts) > 1 and length + max_tokens > shortest_window(model):

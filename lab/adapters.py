@@ -49,6 +49,26 @@ class Saved:
     settings: dict  # of the training; none of adapters that PEFT saved
     model: str | None  # the name of the model that it is for
 
+    @property
+    def is_corrected(self) -> bool:
+        """Whether its method corrects the answers when they are read."""
+        method = variants.METHODS.get(self.settings.get("method"))
+        return method is not None and method.corrected
+
+    def check_labels(self, test: data.Data) -> None:
+        """Raise UserError for a test that shares no label with the training, where it is known."""
+        if not self.settings:
+            return
+        trained = set(self.settings.get("train_labels") or [])
+        labels = {text.strip() for text in test.label_texts}
+        if trained & labels or not trained | labels:
+            return
+        raise UserError(
+            f"the adapter in {self.folder} cannot be tested on {test.spec.name}: it was trained on "
+            f"{', '.join(sorted(trained)) or 'free text'}, and the answers there are "
+            f"{', '.join(sorted(labels)) or 'free text'}; choose a task with the same answers"
+        )
+
     def check_model(self, choice: models.ModelChoice) -> None:
         """Raise UserError for a model with other weights than those of the training."""
         if self.settings and self.settings["model_hash"] != choice.fingerprint:
@@ -115,6 +135,8 @@ def load_tests(names: list[str], saved: Saved, choice, options: data.Options, co
             f"the adapter in {saved.folder} does not say its task; give one with --eval"
         )
     tests = data.load_alike(names, choice.tokenizer, options)
+    for test in tests.values():
+        saved.check_labels(test)
     number = saved.settings.get("set", 0)  # the queries that its training was tested on
     return [data.draw_test(test, count, options.seed, number) for test in tests.values()]
 
@@ -124,7 +146,6 @@ def test_adapter(saved: Saved, choice, tests: list[data.Data]) -> str:
     model = load_adapted(saved, choice)
     cpu.speed_up(model)
     steering = variants.read_steering(saved.folder, model.device)
-    trained_as = variants.METHODS.get(saved.settings.get("method"))
     rows = []
     for method in ("base", "adapter"):
         is_base = method == "base"
@@ -134,7 +155,7 @@ def test_adapter(saved: Saved, choice, tests: list[data.Data]) -> str:
             steering.in_place(model) if steered else nullcontext() as edit,
         ):
             evaluations = ia2.evaluate_all(model, choice.tokenizer, tests, edit=edit)
-            if trained_as and trained_as.corrected and not is_base:
+            if saved.is_corrected and not is_base:
                 evaluations = variants.correct_priors(model, choice.tokenizer, tests, evaluations)
         for test, evaluation in zip(tests, evaluations):
             rows.append(
@@ -165,6 +186,11 @@ def merge_adapter(saved: Saved, choice, out: Path) -> None:
         raise UserError(
             f"the adapter in {saved.folder} was trained with a steering vector in place, which a "
             "merged model cannot hold; merge another one"
+        )
+    if saved.is_corrected:
+        raise UserError(
+            f"the adapter in {saved.folder} is of sft-prior, whose answers are corrected when they "
+            "are read, which a merged model cannot hold; merge another one"
         )
     model = lora.merge(load_adapted(saved, choice))
     try:

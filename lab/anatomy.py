@@ -275,10 +275,8 @@ def teacher_scores(study: Study, few_shot, test: data.Data, icl: ia2.Evaluation)
     flipped = variants.change_demos(few_shot, "flipped", study.setup.task.label_texts)
     scores = {"flipped": scored(study.evaluate(test, flipped), icl), "foreign": None}
     if study.foreign:
-        n = len(few_shot.train)
-        pool = study.foreign.pool
-        others = data.few_shot_set(pool, n, few_shot.number, study.seed, study.balanced)
-        foreign = variants.change_demos(few_shot, "foreign", [], others.train)
+        demos = variants.foreign_demos(study.foreign, few_shot, study.balanced)
+        foreign = variants.change_demos(few_shot, "foreign", [], demos)
         scores["foreign"] = scored(study.evaluate(test, foreign), icl)
     count = len(icl.activations)
     following = picked(icl, [*range(1, count), 0])

@@ -53,13 +53,22 @@ def paired(rows: list[dict], field: str, first: str, second: str) -> dict[tuple,
 
 
 def check_dtypes(rows: list[dict]) -> None:
-    for same in result_rows.group(rows, ("procedure", "model")).values():
+    for (_, model), same in result_rows.group(rows, ("procedure", "model")).items():
         dtypes = sorted({result_rows.setting(row, "dtype") for row in same})
         if len(dtypes) > 1:
             raise UserError(
-                f"there are rows of {same[0]['model']} in {' and '.join(dtypes)}, and rows of two "
+                f"there are rows of {model} in {' and '.join(dtypes)}, and rows of two "
                 "dtypes are never averaged; keep those of one"
             )
+
+
+def by_dtype(rows: list[dict]) -> list[list[dict]]:
+    """The rows, apart by dtype where some model has rows in two, as these are never averaged."""
+    try:
+        check_dtypes(rows)
+    except UserError:
+        return list(result_rows.group(rows, ["dtype"]).values())
+    return [rows]
 
 
 def mean_of_rates(by_rate: list[dict[tuple, float]]) -> dict[tuple, float]:

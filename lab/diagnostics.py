@@ -94,7 +94,7 @@ def set_cell(rows: list[dict]) -> str:
     """`50 (98% one label)` of a method's row on one set, a dash where there is none."""
     text = number(mean(rows, "accuracy"), 100, 0)
     share = mean(rows, "largest_share")
-    if is_number(share) and share >= ONE_LABEL:
+    if is_number(share) and round(share, 6) >= ONE_LABEL:  # older rows hold float32 numbers
         text += f" ({share:.0%} one label)"
     return text
 
@@ -148,7 +148,8 @@ def cap(row: dict, i: int) -> float:
     if row.get("primer_epochs") and i < len(stages) - 1:
         epochs = row["primer_epochs"]
     examples = row["n"]
-    if row.get("queries") and stages[i]["name"] not in GOLD_STAGES:
+    uses_gold = stages[i]["name"] in GOLD_STAGES and row.get("sft_on") != "icl"
+    if row.get("queries") and not uses_gold:
         examples = row["queries"]
     return epochs * math.ceil(examples / BATCH)
 

@@ -5,6 +5,7 @@ Axes take their limits from the data, so that nothing is cut off; titles say wha
 
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import metrics
 from lab import comparisons
@@ -47,6 +49,16 @@ STYLE = {
     "mean-sft": ("#2F7D4F", "d"),
     "format-sft": ("#B3432B", "h"),
     "random-sft": ("#8C6D46", "x"),
+    "mean": ("#7FB98F", "d"),
+    "format": ("#E08A78", "h"),
+    "rotated": ("#6FB7C8", "H"),
+    "rotated-sft": ("#1F7A8C", "H"),
+    "flipped-sft": ("#5C4033", "8"),
+    "sft-100": ("#B5651D", "1"),
+    "sft-balanced": ("#C9A227", "2"),
+    "sft-smooth": ("#8A7F2B", "3"),
+    "sft-labels": ("#D98E04", "4"),
+    "sft-prior": ("#F2B134", "+"),
 }
 OTHER_STYLE = ("#444444", ".")
 LOOK = {
@@ -86,6 +98,16 @@ def style(name: str) -> tuple[str, str]:
 def plain(text: str) -> str:
     """A text without formulas: the dollars of a folder's name are dollars."""
     return text.replace("$", r"\$")
+
+
+def shortened(name: str) -> str:
+    """The end of a folder's long path; other names are short."""
+    return name if len(name) <= 40 else f"…{name[-39:]}"
+
+
+def wrapped(title: str, figure: Figure, an_inch: int = 12) -> str:
+    """A title in at most three lines of the figure's width, at so many characters an inch."""
+    return plain(textwrap.fill(title, int(an_inch * figure.get_figwidth()), max_lines=3))
 
 
 def spread(values: Iterable[float], *others: float) -> tuple[float, float]:
@@ -134,7 +156,7 @@ def set_by_set(rows: list[dict], title: str) -> Figure:
     axes[0].set_ylim(lines - 0.3, -0.6)
     axes[0].set_xlim(spread([0, 100]))
     legend_below(figure, 10 if len(axes) > 1 else 5)
-    figure.suptitle(plain(title), fontsize="medium")
+    figure.suptitle(wrapped(title, figure), fontsize="medium")
     return figure
 
 
@@ -213,7 +235,7 @@ def forest(lines: dict[str, list[float]], xlabel: str, title: str) -> Figure:
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlim(spread(ends))
     axis.set_xlabel(xlabel)
-    figure.suptitle(plain(title), fontsize="medium")
+    figure.suptitle(wrapped(title, figure), fontsize="medium")
     return figure
 
 
@@ -249,7 +271,7 @@ def reliability(outcomes: dict[str, list], title: str) -> Figure:
         size = 20 + 600 * share
         axes[-1].scatter([], [], s=size, color="#BBBBBB", label=f"{share:.0%} of the queries")
     legend_below(figure)
-    figure.suptitle(plain(title), fontsize="medium")
+    figure.suptitle(wrapped(title, figure), fontsize="medium")
     return figure
 
 
@@ -274,7 +296,8 @@ def asim_by_layer(
         )
     every = [value for values in layers.values() for value in values]
     axis.set(xlabel="layer", ylabel="asim to ICL (cosine)", ylim=spread(every, 0, 1))
-    axis.set_title(plain(title))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_title(wrapped(title, figure, an_inch=10))
     legend_below(figure, 3)
     return figure
 
@@ -304,7 +327,7 @@ def clouds(points: dict[str, dict], title: str = "") -> Figure:
         axis.set(title=plain(name), xlabel="first component")
     axes[0].set_ylabel("second component")
     legend_below(figure)
-    figure.suptitle(plain(title), fontsize="medium")
+    figure.suptitle(wrapped(title, figure), fontsize="medium")
     return figure
 
 
@@ -316,7 +339,7 @@ def curves(lines: dict[str, tuple], ylabel: str, title: str) -> Figure:
         colour, marker = colours[i % len(colours)]
         axis.plot(steps, values, color=colour, marker=marker, markersize=4, label=name)
     axis.set(xlabel="training step", ylabel=ylabel)
-    axis.set_title(plain(title))
+    axis.set_title(wrapped(title, figure, an_inch=10))
     legend_below(figure)
     return figure
 
@@ -348,7 +371,8 @@ def save_all(rows: list[dict], folder: str) -> list[Path]:
         pictures["differences"] = forest(found, "accuracy, points", title)
     paths = []
     for name, figure in pictures.items():
-        paths.append(Path(folder, f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.png"))
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+        paths.append(Path(folder, f"{slug[-120:].lstrip('-')}.png"))  # a name has its limit
         figure.savefig(paths[-1], dpi=100)
     return paths
 
@@ -357,7 +381,8 @@ def picture_rows(rows: list[dict]) -> Iterator[tuple[str, list[dict]]]:
     """A title and the rows of each setting, test and recipe; what is not trained is in all."""
     for same in group(rows, (*SETTING, *TEST)).values():
         row = same[0]
-        title = f"{row['dataset']} to {row['eval_dataset']}, n = {row['n']}, {row['model']}"
+        dataset, test = shortened(row["dataset"]), shortened(row["eval_dataset"])
+        title = f"{dataset} to {test}, n = {row['n']}, {shortened(row['model'])}"
         untrained = [row for row in same if row.get("lr") is None]
         recipes = group((row for row in same if row.get("lr") is not None), RECIPE)
         for values, trained in (recipes or {(): []}).items():
@@ -403,7 +428,8 @@ def forest_lines(rows: list[dict]) -> dict[str, list[float]]:
         for lr in rates(same):
             by_set = comparisons.paired(at_rate(same, lr), "accuracy", "ia2-sft", "sft")
             if by_set:
-                name = f"{row['model']}, {row['dataset']}{labels}, n = {row['n']}, {rate_text(lr)}"
+                model, dataset = shortened(row["model"]), shortened(row["dataset"])
+                name = f"{model}, {dataset}{labels}, n = {row['n']}, {rate_text(lr)}"
                 lines[name] = [100 * value for value in by_set.values()]
     return lines
 
@@ -421,9 +447,10 @@ def against_priming(rows: list[dict]) -> dict[str, Figure]:
             if by_set and method not in ("base", "ia2-sft"):
                 lines[method] = [100 * value for value in by_set.values()]
         if any(name.endswith("-sft") for name in lines):
-            name = f"{same[0]['model']}, {same[0]['dataset']}, n = {same[0]['n']}"
+            row = same[0]
+            name = f"{shortened(row['model'])}, {shortened(row['dataset'])}, n = {row['n']}"
             title = (
                 f"{name}: method minus IA2 then SFT, mean over tests: few-shot sets, 95% interval"
             )
-            pictures[f"primers {name}"] = forest(lines, "accuracy, points", title)
+            pictures[f"{name} primers {len(pictures)}"] = forest(lines, "accuracy, points", title)
     return pictures

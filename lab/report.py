@@ -265,10 +265,10 @@ def main(argv: list[str] | None = None) -> None:
     if not rows:
         print("There are no results yet.")
         return
-    if len(args.files) > 1:
-        print("\n\n".join(tests(rows)))
-    else:
-        print(report(rows))
+    parts = []
+    for same in comparisons.by_dtype(rows):
+        parts.append("\n\n".join(tests(same)) if len(args.files) > 1 else report(same))
+    print("\n\n".join(parts))
     if args.plots:
         from lab import plots  # matplotlib is slow to start
 

@@ -67,8 +67,7 @@ class Sweep:
         few_shot = data.few_shot_set(task.pool, n, number, self.seed, self.balanced)
         foreign = None
         if self.foreign:
-            others = data.few_shot_set(self.foreign.pool, n, number, self.seed, self.balanced)
-            foreign = others.train
+            foreign = variants.foreign_demos(self.foreign, few_shot, self.balanced)
         return variants.change_demos(few_shot, self.choices.demos, task.label_texts, foreign)
 
     def settings(self, few_shot: data.FewShotSet) -> dict:
@@ -431,7 +430,11 @@ def main(argv: list[str] | None = None) -> None:
     balanced = data.balance(task, args.balanced, choice.entry.balanced)
     sizes = cli.in_order(args.n)
     for n in sizes:  # a pool that is too small is reported before the model is loaded
-        data.few_shot_set(task.pool, n, numbers[0], args.seed, balanced)
+        few_shot = data.few_shot_set(task.pool, n, numbers[0], args.seed, balanced)
+        if foreign:
+            variants.foreign_demos(foreign, few_shot, balanced)
+        if choices.queries:
+            variants.draw_unlabelled(task.pool, few_shot, choices.queries)
     sweep = Sweep(
         setup=ia2.set_up(choice, task, tests, args.rank),
         out=args.out,

@@ -481,6 +481,18 @@ def foreign_task(training: data.Data, tests: list[data.Data], tokenizer, options
     )
 
 
+def foreign_demos(foreign: data.Data, few_shot, balanced: bool) -> list[data.Example]:
+    """As many examples of a foreign task as the few-shot set has, drawn by its number and seed.
+    Raises UserError where the task has too few.
+    """
+    n = len(few_shot.train)
+    try:
+        drawn = data.few_shot_set(foreign.pool, n, few_shot.number, few_shot.seed, balanced)
+    except UserError as error:
+        raise UserError(f"the foreign demos are of {foreign.spec.name}: {error}") from None
+    return drawn.train
+
+
 # ---- 5. Targets from queries without labels ------------------------------------------------------
 
 

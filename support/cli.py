@@ -124,9 +124,11 @@ def set_numbers(number: int | None, count: int | None) -> list[int]:
 
 
 def int_at_least(low: int, text: str) -> int:
-    """An option's type: a whole number, `low` or more."""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < low:
+    """An option's type: a whole number, `low` or more, of nine digits at most."""
+    if not re.fullmatch(r"[0-9]+", text) or int(text) < low:
         raise argparse.ArgumentTypeError(f"must be a whole number of {low} or more, not {text!r}")
+    if len(text) > 9:
+        raise argparse.ArgumentTypeError(f"must be at most 999999999, not {text!r}")
     return int(text)
 
 

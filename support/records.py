@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from support.cache import new_folder, write_whole
+from support.cache import new_folder, remove_leftovers, write_whole
 from support.cli import UserError
 
 STARTED = time.perf_counter()  # near enough to the start of the command
@@ -44,7 +44,10 @@ def make_out(folder: str | Path) -> None:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}); give another --out"
         ) from None
-    read_rows(Path(folder, "results.jsonl"))
+    path = Path(folder, "results.jsonl")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder and not a file of results; give another --out")
+    read_rows(path)
 
 
 def read_rows(path: str | Path) -> list[dict]:
@@ -107,6 +110,10 @@ def problem_of(row) -> str | None:
         return f"it has no {', '.join(missing)}"
     if not all(isinstance(value, str) for value in row_key(row)):
         return "run, eval_dataset and test_data are not texts"
+    if type(row["n"]) is not int or type(row["set"]) is not int:
+        return "n and set are not whole numbers"
+    if not isinstance(row.get("lr"), (float, int, type(None))):
+        return "lr is not a number"
     return None
 
 
@@ -151,6 +158,7 @@ def add_rows(
                 save(folder)
                 text = json.dumps({**settings, **training})
                 (folder / TRAINING_FILE).write_text(text + "\n", encoding="utf-8")
+            remove_leftovers(Path(out, run))
         known = {row_key(row): row for row in read_rows(path)}
         known.update((row_key(row), row) for row in rows)
         write_rows(path, list(known.values()))

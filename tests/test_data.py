@@ -472,13 +472,13 @@ def test_special_tokens_in_a_response_are_part_of_it(special, text, load, tokeni
 
 def test_the_end_token_is_no_answer_and_only_the_last_one_is_an_end(load, tokenizer, tmp_path):
     end = tokenizer.eos_token_id
-    test = free_text(load, tmp_path, ["ls -l"] * 4)
-    texts = [" ls -l", " ls -l\n\nand more", "", " ls"]
+    test = free_text(load, tmp_path, ["ls -l"] * 5)
+    texts = [" ls -l", " ls -l\n\nand more", "", " ls", " ls -l\r\n\r\nand more"]
     responses = [[*tokenizer(text).input_ids, end] for text in texts]
     responses[3] = responses[3][:-1]  # cut off at the most tokens
     answers, right = data.read_answers(tokenizer, test, responses, {end})
-    assert answers == ["ls -l", "ls -l", "", "ls"]
-    assert right == [True, True, False, False]
+    assert answers == ["ls -l", "ls -l", "", "ls", "ls -l"]
+    assert right == [True, True, False, False, True]
 
 
 def test_a_response_that_the_tokenizer_writes_in_another_way_is_right(load, tmp_path):

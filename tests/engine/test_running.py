@@ -198,6 +198,17 @@ def test_generation_stops_at_a_blank_line(plain_bundled, tokenizer):
     assert tokenizer.decode(response).endswith("\n\n")
 
 
+def test_a_blank_line_may_have_carriage_returns(tiny_model, tokenizer):
+    class Tokenizer:
+        eos_token_id = tokenizer.eos_token_id
+
+        def decode(self, tokens):
+            return "x" if len(tokens) < 3 else "x\r\n\r\n"
+
+    [response] = running.generate(tiny_model, Tokenizer(), random_prompts([9]), 6, stop="\n\n")
+    assert len(response) == 3
+
+
 def test_blank_lines_before_an_answer_do_not_stop_it():
     class Tokenizer:
         eos_token_id = 499

@@ -90,6 +90,16 @@ def test_an_adapter_that_was_tested_with_a_corrected_prior_is_so_again(call, tes
     assert f"{plain['nll']:.3f}" != f"{corrected['nll']:.3f}"
     result = test_saved(tmp_path / "out" / corrected["run"])
     assert f"{corrected['nll']:.3f}" in cells(result, "adapter")
+    merged = test_saved(tmp_path / "out" / corrected["run"], "--merge", tmp_path / "merged")
+    assert merged.code == 2 and "answers are corrected when they are read" in merged.err
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "agnews"])
+def test_an_adapter_is_not_tested_on_a_task_with_other_answers(task, call, test_saved, tmp_path):
+    rows = call("--methods", "sft", "--labels", "words", main=ia2.main).rows
+    result = test_saved(tmp_path / "out" / rows[-1]["run"], "--eval", task)
+    assert result.code == 2 and f"cannot be tested on {task}: it was trained on" in result.err
 
 
 def test_adapters_of_peft_are_tested_too(test_saved, tmp_path, tokenizer):

@@ -1,12 +1,14 @@
 """pytest tests/lab/test_plots.py: pictures show all of their data, with labels that are true."""
 
+import io
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from samples import row
 
 import metrics
-from lab import plots
+from lab import plots, variants
 
 
 def outside(figure):
@@ -186,6 +188,28 @@ def test_a_file_is_drawn_whole(tmp_path):
     assert all(path.stat().st_size > 5000 for path in paths)
 
 
+def test_a_folder_with_a_long_name_is_drawn_under_a_usual_one(tmp_path):
+    rows = [{**each, "dataset": "/" + "long-name/" * 40} for each in set_rows()]
+    for path in plots.save_all(rows, tmp_path):
+        assert len(path.name) < 130 and not path.name.startswith("-")
+
+
+def test_a_long_title_stays_inside_its_picture():
+    layers = {"sft": [0.1, 0.2], "ia2": [0.3, 0.4]}
+    figure = plots.asim_by_layer(layers, "words " * 60)
+    figure.savefig(io.BytesIO())
+    [axis] = figure.axes
+    box = axis.title.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+    ticks = [tick for tick in axis.get_xticks() if 1 <= tick <= 2]
+    assert ticks == [1, 2], "layers are whole numbers"
+
+
+def test_every_method_of_the_lab_has_a_look_of_its_own():
+    looks = [plots.style(method) for method in ("base", "icl", *variants.METHODS)]
+    assert len(set(looks)) == len(looks) and plots.OTHER_STYLE not in looks
+
+
 def test_what_was_trained_in_other_ways_is_never_averaged(tmp_path):
     rows = [row(method="icl", lr=None, set=i, accuracy=0.5) for i in range(2)]
     for keep, accuracy in (("best", 0.9), ("last", 0.3)):
@@ -227,7 +251,7 @@ def test_primers_are_drawn_against_ia2_then_sft():
                     row(method=method, lr=lr, set=number, eval_dataset=test, accuracy=accuracy)
                 )
     [(name, figure)] = plots.against_priming(rows).items()
-    assert name.startswith("primers")
+    assert "primers" in name
     ticks = {}
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     for line in figure.axes[0].lines:

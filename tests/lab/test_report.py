@@ -469,10 +469,10 @@ def test_sets_with_one_label_are_counted_and_shown_apart():
 def test_a_few_shot_set_is_described():
     rows = five_sets([0.9], [0.4], teacher_right=0.75)
     rows[0]["largest_share"] = 0.6
-    rows[1]["largest_share"] = 0.97
+    rows[1]["largest_share"] = 0.949999988079071  # 95 of 100 in float32, as in older rows
     text = "\n".join(diagnostics.set_by_set(rows))
     assert re.search(r"\| 0 +\| 2 x no, 2 x yes +\| 1 x no, 1 x yes +\| 75 ", text)
-    assert "40 (97% one label)" in text
+    assert "40 (95% one label)" in text
     assert "| 90 " in text
 
 
@@ -524,6 +524,9 @@ def test_a_stage_that_ran_as_long_as_it_may_is_counted():
     assert diagnostics.cap(row("sft-100", n=8, stages=alone), 0) == 200
     unlabelled = row("ia2-sft", n=4, stages=both, queries=16)
     assert [diagnostics.cap(unlabelled, i) for i in range(2)] == [200, 50]
+    for sft_on, most in (("gold", 50), ("icl", 200)):
+        steered = row("steer-sft", n=4, stages=[{"name": "steered-sft"}], queries=16, sft_on=sft_on)
+        assert diagnostics.cap(steered, 0) == most
     dosed = row("ia2-sft", n=4, stages=both, primer_epochs=5)
     assert [diagnostics.cap(dosed, i) for i in range(2)] == [5, 50]
 
@@ -591,6 +594,12 @@ def test_one_file_is_printed_whole_and_several_as_one_test(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "4 sets" in text
     assert "### d -> d" not in text
+    half = written(tmp_path / "half.jsonl", five_sets([0.9, 0.8], [0.6, 0.7], dtype="bfloat16"))
+    both = tmp_path / "both.jsonl"
+    both.write_text(Path(one).read_text() + Path(half).read_text())
+    report.main([str(both)])
+    text = capsys.readouterr().out
+    assert text.count("## The primary test") == text.count("## d, n = 4, m") == 2
     (tmp_path / "empty.jsonl").write_text("")
     report.main([str(tmp_path / "empty.jsonl")])
     assert "There are no results yet." in capsys.readouterr().out

@@ -410,9 +410,10 @@ def test_unlabelled_targets_train_ia2_on_the_queries_and_sft_on_the_examples(run
         ("--methods stear", "invalid choice: 'stear'"),
     ],
 )
-def test_wrong_options_are_one_sentence(options, message, call):
+def test_wrong_options_are_one_sentence(options, message, call, tmp_path):
     result = call(*options.split(), main=sweep.main)
     assert result.code == 2 and message in result.err.splitlines()[-1], result.err
+    assert list(tmp_path.rglob("*.jsonl")) == [], "nothing was run before"
 
 
 def test_one_set_under_two_names_is_refused(call, place, tmp_path):

@@ -331,6 +331,12 @@ def test_foreign_demos_are_never_the_training_or_test_texts(tokenizer, stand_in)
     foreign = variants.foreign_task(stand_in, [stand_in, amazon], tokenizer, OPTIONS)
     assert foreign.spec.name == "nyt"
     assert foreign.label_texts == stand_in.label_texts
+    few_shot = data.few_shot_set(stand_in.pool, 4, 1, balanced=True)
+    others = data.few_shot_set(foreign.pool, 4, 1, balanced=True)
+    assert variants.foreign_demos(foreign, few_shot, True) == others.train
+    few = replace(foreign, pool=foreign.pool[:3])
+    with pytest.raises(UserError, match="the foreign demos are of nyt: n = 4 needs 4 training"):
+        variants.foreign_demos(few, few_shot, False)
     pool = {example.query for example in foreign.pool}
     for task in (stand_in, amazon):
         assert pool.isdisjoint(example.query for example in task.pool + task.test)

@@ -35,6 +35,8 @@ def test_rows_keep_their_line_numbers_and_blank_lines_are_passed_over(tmp_path):
     "text, message",
     [
         (b'{"a": 1}\n{"a": "caf\xe9"}\n', "line 2: this is not UTF-8; save the file as UTF-8"),
+        ('{"a": NaN}\n', "line 1: this is not a JSON object: .*write one object a line"),
+        ('{"a": 1e999}\n', "line 1: this is not a JSON object"),
         ("{broken\n", "line 1: this is not a JSON object: .*write one object a line"),
         ('{"a": "\\ud83d"}\n', "line 1: half of a surrogate pair"),
         ('{"a": 1}\n' + "[" * 100_000 + "\n", "line 2: this is not a JSON object"),

@@ -52,6 +52,7 @@ def test_options_have_their_defaults_and_take_several_values_where_asked():
         "--mod x",
         "--seed 1e3",
         "--rank ٣",
+        "--seed 1000000000",
     ],
 )
 def test_wrong_options_are_one_line_and_exit_code_2(words, capsys):
@@ -59,6 +60,7 @@ def test_wrong_options_are_one_line_and_exit_code_2(words, capsys):
         parser().parse_args(words.split())
     lines = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: ")
+    assert "1000000000" not in words or "at most 999999999" in lines[0]
 
 
 @pytest.mark.parametrize("text, number", [("1", 1.0), ("3e-4", 3e-4), (".5", 0.5), ("1.", 1.0)])

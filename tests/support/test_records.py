@@ -100,6 +100,33 @@ def test_a_last_line_that_was_spoiled_is_not_taken_for_a_cut_one(spoil, file):
         records.read_rows(write(file, text))
 
 
+@pytest.mark.parametrize("change", [{"set": "zero"}, {"n": 4.0}, {"lr": "fast"}, {"set": True}])
+def test_a_row_whose_numbers_are_none_is_named(change, file):
+    rows = records.read_rows(file)
+    write(file, "".join(json.dumps({**row, **change}) + "\n" for row in rows[:1]))
+    with pytest.raises(
+        UserError, match="line 1: this is not a result .(n and set|lr) (are|is) not"
+    ):
+        records.read_rows(file)
+
+
+def test_a_folder_in_the_place_of_the_results_is_named(tmp_path):
+    (tmp_path / "results.jsonl").mkdir()
+    with pytest.raises(UserError, match="results.jsonl is a folder and not a file of results"):
+        records.make_out(tmp_path)
+
+
+def test_what_a_killed_process_left_of_an_adapter_is_removed(tmp_path):
+    save = lambda folder: (folder / "weights").write_text("x")  # noqa: E731
+    [row] = records.add_rows(tmp_path, settings(), [result()], "c", save=save)
+    adapter = tmp_path / row["run"]
+    leftover = adapter.parent / f".partial-{adapter.name}-abc"
+    leftover.mkdir()
+    records.add_rows(tmp_path, settings(), [result()], "c", save=save)
+    assert [each.name for each in adapter.parent.iterdir()] == [adapter.name]
+    assert (adapter / "weights").read_text() == "x"
+
+
 @pytest.mark.parametrize("field", ["run", "method", "accuracy", "test_data", "set"])
 def test_a_row_that_was_trimmed_by_hand_is_named(field, file):
     rows = records.read_rows(file)
