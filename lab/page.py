@@ -1,7 +1,7 @@
 """docs/ia2.html, the page to play with, written from committed records; nothing is run.
 
 python -m lab.page             writes the page from results/page.json and rows in results/
-python -m lab.page --record    trains once on the bundled model, for a new results/page.json
+python -m lab.page --record    trains the lesson's model once, for a new results/page.json
 """
 
 import html
@@ -11,7 +11,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev, pvariance
 
 import data
 import lora
@@ -23,8 +23,10 @@ ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "results" / "page.json"
 TEMPLATE = ROOT / "lab" / "page.html"
 PAGE = ROOT / "docs" / "ia2.html"
-NEWEST = ("headline",)  # rows of the few-shot sets, in folders of results/
-FORMER = ("qwen2.5-coder-1.5b-sst2", "qwen2.5-coder-1.5b-movies")  # where the newest are not there
+# Rows of the few-shot sets, in folders of results/: of the model above, then of the larger one.
+SAME_MODEL = ("primers",)
+LARGER = ("headline",)
+FORMER = ("qwen2.5-coder-1.5b-sst2", "qwen2.5-coder-1.5b-movies")  # where those are not there
 NAMES = {  # in the order of the table
     "base": "base",
     "sft": "SFT",
@@ -34,34 +36,44 @@ NAMES = {  # in the order of the table
     "icl": "ICL",
 }
 MODEL_NAMES = {
-    "smollm2-135m": "SmolLM2-135M-Instruct (4-bit weights read back into float32)",
+    "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B-Instruct (4-bit weights read back into float32)",
     "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B-Instruct (4-bit weights read back into bfloat16)",
 }
+SIZES = {"qwen2.5-coder-0.5b": "0.5B", "qwen2.5-coder-1.5b": "1.5B"}
 IN_PAGE = ("layers", "variance", "unit", "answers", "queries", "methods")  # of the record
 
-# ---- 1. Few-shot sets of the larger model --------------------------------------------------------
+# ---- 1. Few-shot sets ----------------------------------------------------------------------------
 
 
 def few_shot_rows() -> list[dict]:
-    """The committed rows of the 1.5B model at n = 4 and the planned rate: the newest there are."""
-    paths = [ROOT / "results" / name / "results.jsonl" for name in NEWEST]
-    if not paths[0].exists():
-        paths = [ROOT / "results" / name / "results.jsonl" for name in FORMER]
-    committed = [row for path in paths for row in records.read_rows(path)]
-    planned = [row for row in comparisons.planned(committed) if row["n"] == 4]
+    """The committed rows of both models at n = 4 and the planned rate: the newest there are, of
+    sets that have SFT and IA2 then SFT.
+    """
+    rows = committed_rows(SAME_MODEL) + (committed_rows(LARGER) or committed_rows(FORMER))
+    planned = [row for row in comparisons.planned(rows) if row["n"] == 4]
     at_plan = result_rows.at_rate(planned, comparisons.PLAN_RATE)
     result_rows.check_rows(at_plan)
-    return at_plan
+    whole = []
+    for same in result_rows.group(at_plan, ["model", "dataset", "eval_dataset", "set"]).values():
+        if {"sft", "ia2-sft"} <= {row["method"] for row in same}:
+            whole += same
+    return whole
+
+
+def committed_rows(folders: tuple[str, ...]) -> list[dict]:
+    paths = [ROOT / "results" / name / "results.jsonl" for name in folders]
+    return [row for path in paths for row in records.read_rows(path)]
 
 
 def few_shot_tests(rows: list[dict]) -> list[dict]:
-    """For each pair of training and test data what every few-shot set gave, in %."""
+    """For each model and pair of training and test data what every few-shot set gave, in %."""
     tests = []
-    for (trained, tested), same in result_rows.group(rows, ["dataset", "eval_dataset"]).items():
+    pairs = result_rows.group(rows, ["model", "dataset", "eval_dataset"])
+    for (model, trained, tested), same in pairs.items():
         by_set = comparisons.paired(same, "accuracy", "ia2-sft", "sft")
         tests.append(
             {
-                "name": f"{task_name(trained)}, tested on {task_name(tested)}",
+                "name": f"{SIZES[model]}: {task_name(trained)}, tested on {task_name(tested)}",
                 "queries": same[0]["test"],
                 "difference": cells.interval(by_set.values(), 100, 1, "+"),
                 "sets": [one_set(each) for each in diagnostics.by_number(same).values()],
@@ -83,36 +95,51 @@ def task_name(name: str) -> str:
     return {"sst2": "SST-2", "finsen": "FinS", "poems": "Poem"}.get(name, name)
 
 
-def sets_text(rows: list[dict]) -> str:
-    """What these rows are, and of which procedure."""
-    pairs = []
-    for (trained, _), same in result_rows.group(rows, ["dataset", "source"]).items():
-        tests = dict.fromkeys(task_name(row["eval_dataset"]) for row in same)
-        pairs.append(f"trained on {task_name(trained)} and tested on {' and '.join(tests)}")
-    text = (
-        f"The small model above is a weak teacher. These are {MODEL_NAMES[rows[0]['model']]}, with "
-        f"the paper's prompts and digits as labels, n = {rows[0]['n']}, rate "
-        f"{cells.rate_text(comparisons.PLAN_RATE)} for every method, {'; or '.join(pairs)}."
-    )
-    if comparisons.is_former(rows[0]):
-        text += (
-            " The rows are of an earlier version of this code, the former procedure: one draw of "
-            "test queries served all few-shot sets, and a stage could keep the adapter that it "
-            "began with."
+def between(values: list[float], size: int) -> float:
+    """The share of the variance that lies between groups of `size` that follow each other."""
+    means = []
+    for start in range(0, len(values), size):
+        group = values[start : start + size]
+        means += [fmean(group)] * len(group)
+    return pvariance(means) / pvariance(values)
+
+
+def sets_text(rows: list[dict], recorded: str) -> str:
+    """What these rows are, and of which procedure; `recorded` is the model of the record."""
+    rate = cells.rate_text(comparisons.PLAN_RATE)
+    sentences = [f"n = {rows[0]['n']}, the rate {rate} for every method."]
+    for (model, labels), same in result_rows.group(rows, ["model", "labels"]).items():
+        pairs = []
+        for (trained,), of_task in result_rows.group(same, ["dataset"]).items():
+            tests = dict.fromkeys(task_name(row["eval_dataset"]) for row in of_task)
+            pairs.append(f"trained on {task_name(trained)} and tested on {' and '.join(tests)}")
+        kind = "the model above" if model == recorded else MODEL_NAMES[model]
+        sentences.append(
+            f"{SIZES[model]} is {kind}, with {labels} as labels, {'; or '.join(pairs)}."
         )
-    return text
+        if comparisons.is_former(same[0]):
+            sentences.append(
+                f"The rows of {SIZES[model]} are of an earlier version of this code, the former "
+                "procedure: one draw of test queries served all few-shot sets, and a stage could "
+                "keep the adapter that it began with."
+            )
+    return " ".join(sentences)
 
 
 def sets_note(rows: list[dict]) -> str:
     """Why base is so low, and the runs of IA2 then SFT whose SFT stage kept nothing."""
     sentences = []
-    base = [row["accuracy"] for row in rows if row["method"] == "base"]
-    if base and max(base) < 0.05:
-        sentences.append("Base is near 0% because its likeliest next token is no digit.")
+    for (model,), same in result_rows.group(rows, ["model"]).items():
+        base = [row["accuracy"] for row in same if row["method"] == "base"]
+        if base and max(base) < 0.05 and same[0]["labels"] == "digits":
+            sentences.append(
+                f"Base of {SIZES[model]} is near 0% because its likeliest next token is no digit."
+            )
     found = {}
     for row in rows:
         if row["method"] == "ia2-sft" and result_rows.has_kept_nothing(row):
-            found.setdefault(task_name(row["dataset"]), set()).add(row["set"])
+            trained = f"{SIZES[row['model']]} on {task_name(row['dataset'])}"
+            found.setdefault(trained, set()).add(row["set"])
     named = [f"set {', '.join(map(str, sorted(sets)))} of {name}" for name, sets in found.items()]
     if named:
         sentences.append(
@@ -137,8 +164,7 @@ def page(record: dict, rows: list[dict], template: str) -> str:
         "layer": str(record["layer"]),
         "layers": str(record["layers"]),
         "layer_share": f"{record['layer_share']:.0%}",
-        "sets_text": html.escape(sets_text(rows)),
-        "sets_table": sets_table(tests),
+        "sets_text": html.escape(sets_text(rows, record["model"])),
         "sets_note": html.escape(sets_note(rows)),
         "settings": html.escape(settings_text(record)),
         "data": page_record.json_text({**small, "sets": {"tests": tests}}).replace("</", "<\\/"),
@@ -233,6 +259,7 @@ def reading(record: dict) -> str:
     total = len(record["queries"])
     error = 100 * math.sqrt(0.25 / total)
     first, second = record["variance"]
+    base, icl = (record["methods"][name]["states"][0] for name in ("base", "icl"))
     paragraphs = (
         "<em>Label</em>: queries answered with one of the two labels. <em>Way</em>: how far the "
         "mean of the cloud has come from base (0%) to ICL (100%) along the first axis.",
@@ -242,27 +269,17 @@ def reading(record: dict) -> str:
         f"from the shared shift alone. With it taken off, the similarity is "
         f"{ends['base'].centred:.2f} for base, {ends['sft'].centred:.2f} for SFT, "
         f"{ends['ia2'].centred:.2f} for IA2 and {ends['steer'].centred:.2f} for steer.",
-        f"The second axis, {second:.1%}, is mostly the order of ICL's demonstrations: every "
-        f"{data.BLOCK} queries share one, and ICL's marks are grouped by it. A student without "
-        "demonstrations cannot know it.",
-        f"This model is a weak teacher: ICL is right in {ends['icl'].right} of {total} queries, "
-        f"base's own choice between the two labels in {ends['base'].right_among_labels}. With "
-        f"{total} queries an accuracy has a standard error of up to {error:.0f} points, and this "
-        "is one few-shot set: look at where the methods go, not at which is right most often.",
+        f"The second axis, {second:.1%}, is mostly how base's marks differ: they spread "
+        f"{pstdev(base['y']) / pstdev(icl['y']):.1f} times as wide along it as ICL's. Of ICL's own "
+        f"spread there {between(icl['y'], data.BLOCK):.0%} lies between groups of {data.BLOCK} "
+        "queries that share one order of the demonstrations, which a student without "
+        "demonstrations cannot know.",
+        f"ICL is right in {ends['icl'].right} of {total} queries, base's own choice between the "
+        f"two labels in {ends['base'].right_among_labels}. With {total} queries an accuracy has a "
+        f"standard error of up to {error:.0f} points, and this is one few-shot set: look at where "
+        "the methods go, not at which is right most often.",
     )
     return "\n".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
-
-
-def sets_table(tests: list[dict]) -> str:
-    """All few-shot sets of all tests, as HTML."""
-    methods = ("base", "icl", "sft", "ia2", "ia2-sft")
-    heads = ["trained on, tested on", "set", "labels", *(NAMES[method] for method in methods)]
-    lines = []
-    for test in tests:
-        for each in test["sets"]:
-            values = ["–" if each[method] is None else str(each[method]) for method in methods]
-            lines.append([test["name"], str(each["set"]), " ".join(each["labels"]), *values])
-    return html_table(heads, lines)
 
 
 def settings_text(record: dict) -> str:
@@ -286,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--record", action="store_true", help="train, and write the record anew")
     args = parser.parse_args(argv)
     if args.record:
-        RECORD.write_text(page_record.json_text(page_record.record_bundled()), encoding="utf-8")
+        RECORD.write_text(page_record.json_text(page_record.record_lesson()), encoding="utf-8")
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     text = page(record, few_shot_rows(), TEMPLATE.read_text(encoding="utf-8"))
     PAGE.write_text(text, encoding="utf-8")

@@ -286,10 +286,10 @@ def shown(examples: list[data.Example], task: data.Data) -> list[dict]:
     return found
 
 
-def record_bundled() -> dict:
-    """The main job's few-shot set 0 on the bundled model, with the first short test queries."""
-    choice = models.find("smollm2-135m", "cpu")
-    options = data.Options(default_labels=choice.entry.labels, plain=choice.entry.plain)
+def record_lesson() -> dict:
+    """The lesson's few-shot set and training, with the first short test queries."""
+    choice = models.find("qwen2.5-coder-0.5b", "cpu", "float32")
+    options = data.Options(labels="words", plain=choice.entry.plain)
     task = data.load("movies", choice.tokenizer, options)
     few_shot = data.few_shot_set(task.pool, 4, balanced=choice.entry.balanced)
     test = data.draw_test(task, 200)
