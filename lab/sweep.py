@@ -428,13 +428,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.demos == "foreign":
         foreign = variants.foreign_task(task, tests, choice.tokenizer, options)
     balanced = data.balance(task, args.balanced, choice.entry.balanced)
-    sizes = cli.in_order(args.n)
-    for n in sizes:  # a pool that is too small is reported before the model is loaded
+    for n in cli.in_order(
+        args.n
+    ):  # a pool that is too small is reported before the model is loaded
         few_shot = data.few_shot_set(task.pool, n, numbers[0], args.seed, balanced)
-        if foreign:
-            variants.foreign_demos(foreign, few_shot, balanced)
-        if choices.queries:
-            variants.draw_unlabelled(task.pool, few_shot, choices.queries)
+        variants.check_pools(few_shot, choices, task, foreign, balanced)
     sweep = Sweep(
         setup=ia2.set_up(choice, task, tests, args.rank),
         out=args.out,
@@ -449,7 +447,7 @@ def main(argv: list[str] | None = None) -> None:
         test=args.test,
         seed=args.seed,
     )
-    run_sets(sweep, sizes, numbers)
+    run_sets(sweep, cli.in_order(args.n), numbers)
     print(report.tables(records.read_rows(sweep.results_file)))
 
 

@@ -526,6 +526,14 @@ def unlabelled_targets(setup: ia2.Setup, few_shot, queries) -> list[ia2.Target]:
     return targets
 
 
+def check_pools(few_shot, choices: Choices, task: data.Data, foreign, balanced: bool) -> None:
+    """Raise UserError where foreign demos or unlabelled queries are too few for the choices."""
+    if foreign:
+        foreign_demos(foreign, few_shot, balanced)
+    if choices.queries:
+        draw_unlabelled(task.pool, few_shot, choices.queries)
+
+
 # ---- 6. Steering: one vector a layer, without training -------------------------------------------
 
 
