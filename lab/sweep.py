@@ -428,9 +428,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.demos == "foreign":
         foreign = variants.foreign_task(task, tests, choice.tokenizer, options)
     balanced = data.balance(task, args.balanced, choice.entry.balanced)
-    for n in cli.in_order(
-        args.n
-    ):  # a pool that is too small is reported before the model is loaded
+    for n in cli.in_order(args.n):  # pools that are too small stop it before the model is loaded
         few_shot = data.few_shot_set(task.pool, n, numbers[0], args.seed, balanced)
         variants.check_pools(few_shot, choices, task, foreign, balanced)
     sweep = Sweep(
