@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
-PICTURES = 13
+PICTURES = 14
 METHODS = ("base", "icl", "constant", "steer", "sft", "ia2", "ia2-sft")
 
 # Of each exercise: its check, the solution's function and arguments, and wrong answers (the body of
