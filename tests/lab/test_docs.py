@@ -74,7 +74,7 @@ def made_small(command, place, runs):
     if script in ("lab.report", "lab.hypotheses"):
         words = [str(ROOT / word) if word.startswith("results/") else word for word in words]
         return words or None  # a mention of the command
-    adapter = next(runs.glob("*/ia2-sft"), None)
+    adapter = next(runs.glob("sst2-*/ia2-sft"), None)
     words = [str(adapter) if "<run>" in word else word for word in words]
     words += ["--data-dir", str(place / "bench"), "--model", str(place / "tiny")]
     words += ["--test", "4" if script == "lab.anatomy" else "2"]
