@@ -52,23 +52,27 @@ def paired(rows: list[dict], field: str, first: str, second: str) -> dict[tuple,
     return {few_shot: fmean(differences) for few_shot, differences in by_set.items()}
 
 
-def check_dtypes(rows: list[dict]) -> None:
+def in_two_dtypes(rows: list[dict]) -> dict[str, list[str]]:
+    """{model: its dtypes} of the models that have rows in more than one."""
+    found = {}
     for (_, model), same in result_rows.group(rows, ("procedure", "model")).items():
         dtypes = sorted({result_rows.setting(row, "dtype") for row in same})
         if len(dtypes) > 1:
-            raise UserError(
-                f"there are rows of {model} in {' and '.join(dtypes)}, and rows of two "
-                "dtypes are never averaged; keep those of one"
-            )
+            found[model] = dtypes
+    return found
+
+
+def check_dtypes(rows: list[dict]) -> None:
+    for model, dtypes in in_two_dtypes(rows).items():
+        raise UserError(
+            f"there are rows of {model} in {' and '.join(dtypes)}, and rows of two dtypes are "
+            "never averaged; keep those of one"
+        )
 
 
 def by_dtype(rows: list[dict]) -> list[list[dict]]:
     """The rows, apart by dtype where some model has rows in two, as these are never averaged."""
-    try:
-        check_dtypes(rows)
-    except UserError:
-        return list(result_rows.group(rows, ["dtype"]).values())
-    return [rows]
+    return list(result_rows.group(rows, ["dtype"]).values()) if in_two_dtypes(rows) else [rows]
 
 
 def mean_of_rates(by_rate: list[dict[tuple, float]]) -> dict[tuple, float]:

@@ -371,8 +371,8 @@ def save_all(rows: list[dict], folder: str) -> list[Path]:
         pictures["differences"] = forest(found, "accuracy, points", title)
     paths = []
     for name, figure in pictures.items():
-        slug = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
-        paths.append(Path(folder, f"{slug[-120:].lstrip('-')}.png"))  # a name has its limit
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", name)[-120:].strip("-")  # a name has its limit
+        paths.append(Path(folder, f"{slug}.png"))
         figure.savefig(paths[-1], dpi=100)
     return paths
 

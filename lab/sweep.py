@@ -406,18 +406,23 @@ def unlabelled_count(targets: str, queries: int | None) -> int | None:
     return queries or 16
 
 
-def main(argv: list[str] | None = None) -> None:
-    """All few-shot sets, one after the other, and then the tables of what is there."""
-    args = sweep_parser().parse_args(argv)
-    numbers = cli.set_numbers(args.set, args.sets)
-    records.make_out(args.out)
-    choices = Choices(
+def choices_of(args) -> Choices:
+    """What the options say of targets, demos and losses. Raises UserError for half of a choice."""
+    return Choices(
         demos=args.demos,
         sft_on=args.sft_on,
         beta=args.beta,
         queries=unlabelled_count(args.targets, args.queries),
         steer_at=args.steer_at,
     )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """All few-shot sets, one after the other, and then the tables of what is there."""
+    args = sweep_parser().parse_args(argv)
+    numbers = cli.set_numbers(args.set, args.sets)
+    records.make_out(args.out)
+    choices = choices_of(args)
     choice = models.find(args.model, args.device, args.dtype)
     options = data.Options.of(args, choice.entry)
     task, tests = data.load_with_tests(args.dataset, args.eval or [], choice.tokenizer, options)
@@ -428,7 +433,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.demos == "foreign":
         foreign = variants.foreign_task(task, tests, choice.tokenizer, options)
     balanced = data.balance(task, args.balanced, choice.entry.balanced)
-    for n in cli.in_order(args.n):  # pools that are too small stop it before the model is loaded
+    sizes = cli.in_order(args.n)
+    for n in sizes:  # a pool that is too small is reported before the model is loaded
         few_shot = data.few_shot_set(task.pool, n, numbers[0], args.seed, balanced)
         variants.check_pools(few_shot, choices, task, foreign, balanced)
     sweep = Sweep(
@@ -445,7 +451,7 @@ def main(argv: list[str] | None = None) -> None:
         test=args.test,
         seed=args.seed,
     )
-    run_sets(sweep, cli.in_order(args.n), numbers)
+    run_sets(sweep, sizes, numbers)
     print(report.tables(records.read_rows(sweep.results_file)))
 
 
