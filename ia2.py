@@ -81,12 +81,11 @@ def forward(model, prompts, responses=None, prefix=None, edit=None) -> list[Read
     for b, (prompt, size) in enumerate(zip(prompts, sizes)):
         rows += [b] * size
         columns += range(len(prompt) - 1, len(prompt) - 1 + size)
-    tokens = running.pad_right(inputs, model.device)  # (B, T)
     with (
         running.edit_attention(model, rows, columns, edit),
         read_attention(model, rows, columns) as outputs,
     ):
-        logits = running.logits_at(model, tokens, rows, columns, prefix)  # (N, V)
+        logits = running.logits_at(model, inputs, rows, columns, prefix)  # (N, V)
     activations = torch.stack(outputs)  # (L, N, d)
     return [Reading(A, z) for A, z in zip(activations.split(sizes, dim=1), logits.split(sizes))]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from engine import cpu
 from support.cli import UserError, is_out_of_memory
 
 try:
@@ -34,8 +35,8 @@ def pad_right(rows: list[list[int]], device: torch.device) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True).to(device)
 
 
-def logits_at(model, tokens: Tensor, rows, columns, prefix=None) -> Tensor:
-    """Run tokens (B, T) and return the logits (N, V) at N positions (row, column).
+def logits_at(model, inputs: list[list[int]], rows, columns, prefix=None) -> Tensor:
+    """Run rows of token ids in one batch; the logits (N, V) at N positions (row, column).
 
     The head's input is narrowed to these positions by a hook, so whatever the model does after its
     head (soft caps, scalings) is done as always, and the other positions' logits are never
@@ -46,9 +47,11 @@ def logits_at(model, tokens: Tensor, rows, columns, prefix=None) -> Tensor:
         return (inputs[0][rows, columns][None],)  # (1, N, d)
 
     handle = model.get_output_embeddings().register_forward_pre_hook(narrow)
-    cache = None if prefix is None else for_rows(prefix, len(tokens))
+    tokens = pad_right(inputs, model.device)  # (B, T)
+    cache = None if prefix is None else for_rows(prefix, len(inputs))
     try:
-        output = model(input_ids=tokens, past_key_values=cache, use_cache=cache is not None)
+        with cpu.skip_padding([len(row) for row in inputs]):
+            output = model(input_ids=tokens, past_key_values=cache, use_cache=cache is not None)
     finally:
         handle.remove()
     return output.logits[0]

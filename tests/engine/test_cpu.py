@@ -4,10 +4,11 @@ import platform
 
 import pytest
 import torch
-from conftest import random_prompts, tiny
+from conftest import FAMILIES, random_prompts, randomise, tiny
 from torch import nn
 
-from engine import cpu
+import lora
+from engine import cpu, running
 
 needs_onednn = pytest.mark.skipif(not cpu.HAS_ONEDNN, reason="this build of torch has no oneDNN")
 
@@ -66,8 +67,65 @@ def test_a_faster_model_is_the_same_model(family, monkeypatch):
     cpu.speed_up(quick)
     tokens = torch.tensor(random_prompts([20, 20]))
     torch.testing.assert_close(quick(tokens).logits, plain(tokens).logits, atol=1e-4, rtol=1e-4)
-    kinds = {type(module) for module in quick.modules()}
-    assert (cpu.FrozenLinear in kinds) == cpu.HAS_ONEDNN
+    assert cpu.FrozenLinear in {type(module) for module in quick.modules()}
+
+
+LENGTHS = [5, 30, 12]  # of the rows of a padded batch
+
+
+def padded_gradients(model):
+    """Logits at the last token of three rows in one padded batch, and the gradient that they give
+    every LoRA weight.
+    """
+    lora.add(model)
+    randomise(model)
+    last = [length - 1 for length in LENGTHS]
+    logits = running.logits_at(model, random_prompts(LENGTHS), [0, 1, 2], last)
+    logits.sin().sum().backward()
+    return logits, {name: weight.grad for name, weight in lora.weights(model).items()}
+
+
+@pytest.mark.parametrize("prefer_onednn", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_leaving_out_padding_changes_neither_outputs_nor_gradients(
+    family, prefer_onednn, monkeypatch
+):
+    monkeypatch.setattr(cpu, "PREFER_ONEDNN", prefer_onednn and cpu.HAS_ONEDNN)
+    logits, gradients = padded_gradients(tiny(family))
+    quick = tiny(family)
+    cpu.speed_up(quick)
+    quick_logits, quick_gradients = padded_gradients(quick)
+    torch.testing.assert_close(quick_logits, logits, atol=1e-4, rtol=1e-4)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(quick_gradients[name], gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_frozen_layers_multiply_real_tokens_only(monkeypatch):
+    monkeypatch.setattr(cpu, "PREFER_ONEDNN", False)
+    rows = []
+
+    def linear(x, weight, bias=None):
+        rows.append(x.shape[:-1].numel())
+        return product(x, weight, bias)
+
+    product = torch.nn.functional.linear
+    model = tiny("Qwen3")
+    cpu.speed_up(model)
+    monkeypatch.setattr(cpu.F, "linear", linear)
+    running.logits_at(model, random_prompts(LENGTHS), [0, 1], [4, 29])
+    assert rows[-1] == 2, "the head"
+    assert set(rows[:-1]) == {5 + 30 + 12}
+    rows.clear()
+    running.logits_at(model, random_prompts([9, 9]), [0], [8])
+    assert set(rows[:-1]) == {18}, "no padding"
+
+
+def test_padding_is_forgotten_also_after_an_error():
+    with pytest.raises(ZeroDivisionError), cpu.skip_padding([3, 9]):
+        assert cpu._real_tokens.shape == (2, 9)
+        assert cpu._real_tokens.places.tolist() == [0, 1, 2, *range(9, 18)]
+        raise ZeroDivisionError
+    assert cpu._real_tokens is None
 
 
 def test_the_norms_that_are_named_are_found_and_replaced():

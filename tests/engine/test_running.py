@@ -9,7 +9,7 @@ from conftest import FAMILIES, random_prompts, tiny
 from small import multimodal
 from transformers import DynamicCache
 
-from engine import running
+from engine import cpu, running
 from support.cli import UserError
 
 TOKENS = [5, 6, 7, 8]
@@ -36,19 +36,22 @@ def greedy(model, prompt, max_tokens, ends):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("is_sped_up", [False, True])
 @torch.no_grad()
-def test_logits_at_chosen_positions_are_those_of_whole_passes(family):
+def test_logits_at_chosen_positions_are_those_of_whole_passes(family, is_sped_up):
     """Rows of three lengths, with and without a prefix, beyond the sliding windows of 8."""
     model = tiny(family)
+    quick = tiny(family)
+    if is_sped_up:
+        cpu.speed_up(quick)  # padding is left out
     prompts = random_prompts([5, 30, 12])
     [demos] = random_prompts([25], seed=2)
     positions = [(0, 4), (1, 3), (1, 29), (2, 0), (2, 11)]
     rows = [row for row, _ in positions]
     columns = [column for _, column in positions]
-    tokens = running.pad_right(prompts, model.device)
-    plain = running.logits_at(model, tokens, rows, columns)
-    prefix, _ = running.share_prefix(model, [[*demos, 3], [*demos, 4]])
-    behind_demos = running.logits_at(model, tokens, rows, columns, prefix)
+    plain = running.logits_at(quick, prompts, rows, columns)
+    prefix, _ = running.share_prefix(quick, [[*demos, 3], [*demos, 4]])
+    behind_demos = running.logits_at(quick, prompts, rows, columns, prefix)
     for i, (row, column) in enumerate(positions):
         expected = whole_pass(model, prompts[row])[column]
         torch.testing.assert_close(plain[i], expected, atol=1e-4, rtol=1e-4)
@@ -60,14 +63,14 @@ def test_the_head_sees_only_the_chosen_positions(tiny_model):
     seen = []
     head = tiny_model.get_output_embeddings()
     handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    running.logits_at(tiny_model, torch.tensor([TOKENS, TOKENS]), [0, 1, 1], [3, 0, 3])
+    running.logits_at(tiny_model, [TOKENS, TOKENS], [0, 1, 1], [3, 0, 3])
     handle.remove()
     assert seen == [(1, 3, 500)]
 
 
 def test_hooks_are_gone_also_after_an_error(tiny_model):
     with pytest.raises(IndexError):
-        running.logits_at(tiny_model, torch.tensor([TOKENS]), [7], [0])
+        running.logits_at(tiny_model, [TOKENS], [7], [0])
     with (
         pytest.raises(ZeroDivisionError),
         running.edit_attention(tiny_model, [0], [0], lambda layer, outputs: outputs),
@@ -134,8 +137,8 @@ def test_a_prefix_serves_many_batches(family):
     prefix, _ = running.share_prefix(model, [[*demos, 3]])
     before = [layer.keys.clone() for layer in prefix.layers]
     for count in (1, 3):
-        tokens = running.pad_right(random_prompts([9] * count, seed=count), model.device)
-        running.logits_at(model, tokens, [0], [8], prefix)
+        prompts = random_prompts([9] * count, seed=count)
+        running.logits_at(model, prompts, [0], [8], prefix)
     for layer, keys in zip(prefix.layers, before):
         assert torch.equal(layer.keys, keys)
     assert prefix.get_seq_length() == 20
@@ -172,9 +175,8 @@ def test_a_multimodal_model_runs_on_texts(tokenizer):
     expected = [greedy(model, prompt, 7, ends) for prompt in full]
     prefix, rests = running.share_prefix(model, full)
     assert running.generate(model, tokenizer, rests, 7, prefix) == expected
-    tokens = running.pad_right(rests, model.device)
     last = [len(rest) - 1 for rest in rests]
-    logits = running.logits_at(model, tokens, [0, 1, 2], last, prefix)
+    logits = running.logits_at(model, rests, [0, 1, 2], last, prefix)
     for prompt, logit in zip(full, logits):
         torch.testing.assert_close(logit, whole_pass(model, prompt)[-1], atol=1e-4, rtol=1e-4)
 
