@@ -150,7 +150,7 @@ def say_if_cut(targets: list[Target], end: int, max_tokens: int) -> None:
 
 def ia2_loss(model, batch: list[Target]) -> Tensor:
     """L_IA2 = mean_i sum_l mean_{g,d} (A - A_ICL)^2: the student, fed X and Yhat, matches the
-    teacher inside. No true response is used.
+    teacher inside. The example's own true response is not used.
     """
     prompts = [target.student_prompt for target in batch]
     readings = forward(model, prompts, [target.Y_icl for target in batch])
@@ -172,7 +172,8 @@ def sft_loss(model, batch: list[Target]) -> Tensor:
     return torch.stack(losses).mean()
 
 
-# A method is a path of stages; each stage trains the adapter that the path before it left.
+# A method is a path of stages; each stage trains the adapter that the path before it left. `main`
+# makes them in this order.
 METHODS = {
     "sft": (sft_loss,),
     "ia2": (ia2_loss,),

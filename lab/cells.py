@@ -10,6 +10,7 @@ from lab.rows import is_number
 # How the difference of a field is written: its name, factor, digits.
 FIELDS = {
     "accuracy": ("accuracy, points", 100, 1),
+    "accuracy_among_labels": ("among labels, points", 100, 1),
     "nll": ("NLL", 1, 3),
     "ece": ("ECE", 1, 3),
     "gap": ("gap", 1, 3),

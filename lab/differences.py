@@ -29,13 +29,18 @@ from support.records import grid
 # Differences that are shown, first minus second, and in which fields. A method that is in none of
 # them is compared with SFT and with IA2 then SFT.
 ACCURACY = ("accuracy",)
+AMONG_LABELS = ("accuracy_among_labels",)  # base seldom answers with a label of its own accord
 PAIRS = {
     ("ia2-sft", "sft"): tuple(FIELDS),
     ("ia2-sft", "icl"): tuple(FIELDS),
     ("ia2-sft", "ia2"): ACCURACY,
     ("ia2", "icl"): ACCURACY,
     ("sft", "icl"): ("accuracy", "nll", "ece"),
-    ("sft", "base"): ("asim", "asim_centred"),
+    ("icl", "base"): AMONG_LABELS,
+    ("sft", "base"): (*AMONG_LABELS, "asim", "asim_centred"),
+    ("ia2", "base"): AMONG_LABELS,
+    ("ia2-sft", "base"): AMONG_LABELS,
+    ("steer", "base"): AMONG_LABELS,
     ("ia2-sft", "sft-ia2"): ACCURACY,
     ("ia2", "kd"): ACCURACY,
     ("ia2", "sft-icl"): ACCURACY,

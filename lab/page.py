@@ -192,6 +192,7 @@ class End:
     right_among_labels: int
     labelled: int
     way: float  # of the mean of the cloud from base (0) to ICL (1), along the first axis
+    aside: float  # along the second axis, in the same unit
     asim: float
     centred: float
 
@@ -207,6 +208,7 @@ def end_of(record: dict, method: str) -> End:
         right_among_labels=sum(answer == label for answer, label in zip(among, labels)),
         labelled=sum(answer < 2 for answer in state["answer"]),
         way=(own - base) / (icl - base),
+        aside=(fmean(state["y"]) - fmean(ends["base"]["y"])) / (icl - base),
         asim=fmean(state["asim"]) / 1000,
         centred=fmean(state["centred"]) / 1000,
     )
@@ -221,10 +223,12 @@ def message(record: dict) -> str:
         f"The marks below are {total} movie snippets that nothing is trained on. In this run, "
         f"training on {record['n']} others takes their cloud this far along the first axis from "
         f"base (hollow) to ICL (pale): SFT {percent(sft.way)}, IA2 {percent(ia2_end.way)}, IA2 "
-        f"then SFT {percent(both.way)}. IA2 has no true answer among its targets; after it the "
-        f"model answers with one of the two labels in {ia2_end.labelled} of {total} queries, base "
-        f"in {base.labelled}. The similarity to ICL, asim, is {base.asim:.2f} for base, "
-        f"{sft.asim:.2f} for SFT, {ia2_end.asim:.2f} for IA2 and {both.asim:.2f} for IA2 then SFT."
+        f"then SFT {percent(both.way)}. No example's own true answer is among IA2's targets; after "
+        f"it the model answers with one of the labels in {ia2_end.labelled} of {total} queries, "
+        f"base in {base.labelled}. The similarity to ICL, asim, is {base.asim:.2f} for base, "
+        f"{sft.asim:.2f} for SFT, {ia2_end.asim:.2f} for IA2 and {both.asim:.2f} for IA2 then SFT. "
+        f"SFT is right in {sft.right} of the queries, IA2 in {ia2_end.right}, IA2 then SFT in "
+        f"{both.right}: one few-shot set cannot show which method is better. More are below."
     )
 
 
@@ -262,7 +266,10 @@ def reading(record: dict) -> str:
     base, icl = (record["methods"][name]["states"][0] for name in ("base", "icl"))
     paragraphs = (
         "<em>Label</em>: queries answered with one of the two labels. <em>Way</em>: how far the "
-        "mean of the cloud has come from base (0%) to ICL (100%) along the first axis.",
+        "mean of the cloud has come from base (0%) to ICL (100%) along the first axis. In the same "
+        f"unit, along the second axis, which is stretched, SFT moves it by "
+        f"{percent(ends['sft'].aside)}, IA2 by {percent(ends['ia2'].aside)}, ICL by "
+        f"{percent(end_of(record, 'icl').aside)}.",
         f"The first axis, {first:.0%} of the variance, is mostly the shift from base to ICL that "
         f"all queries share. steer adds such a shift and nothing else, one vector a layer: way "
         f"{percent(ends['steer'].way)}, asim {ends['steer'].asim:.2f}. So much of asim can be had "
@@ -271,9 +278,9 @@ def reading(record: dict) -> str:
         f"{ends['ia2'].centred:.2f} for IA2 and {ends['steer'].centred:.2f} for steer.",
         f"The second axis, {second:.1%}, is mostly how base's marks differ: they spread "
         f"{pstdev(base['y']) / pstdev(icl['y']):.1f} times as wide along it as ICL's. Of ICL's own "
-        f"spread there {between(icl['y'], data.BLOCK):.0%} lies between groups of {data.BLOCK} "
-        "queries that share one order of the demonstrations, which a student without "
-        "demonstrations cannot know.",
+        f"spread along it {between(icl['y'], data.BLOCK):.0%} comes from differences between "
+        f"groups of {data.BLOCK} queries that share one order of the demonstrations, which a "
+        "student without demonstrations cannot know.",
         f"ICL is right in {ends['icl'].right} of {total} queries, base's own choice between the "
         f"two labels in {ends['base'].right_among_labels}. With {total} queries an accuracy has a "
         f"standard error of up to {error:.0f} points, and this is one few-shot set: look at where "

@@ -218,16 +218,17 @@ def plainest(found: list[Arm], method: str) -> Arm:
 
 def forest(lines: dict[str, list[float]], xlabel: str, title: str) -> Figure:
     """Differences with their 95% intervals over few-shot sets: {name: a difference a set}."""
-    figure, (axis,) = panels(width=10, height=1.3 + 0.38 * len(lines))
+    figure, (axis,) = panels(width=10, height=1.6 + 0.38 * len(lines))
+    colour, _ = STYLE["ia2-sft"]
     ends = [0.0]
     names = []
     for place, (name, values) in enumerate(lines.items()):
         found = metrics.t_interval(values)
         bounds = [bound for bound in (found.low, found.high) if is_number(bound)]
         if bounds:
-            axis.plot(bounds, [place, place], color=STYLE["ia2-sft"][0], linewidth=2)
+            axis.plot(bounds, [place, place], color=colour, linewidth=2)
         axis.plot(values, [place] * len(values), "|", color="#999999", markersize=6)
-        axis.plot([found.mean], [place], "o", color=STYLE["ia2-sft"][0])
+        axis.plot([found.mean], [place], "o", color=colour)
         ends += [*values, *bounds]
         names.append(plain(f"{name} ({len(values)})"))
     axis.axvline(0, color="#333333", linewidth=1)
@@ -235,6 +236,9 @@ def forest(lines: dict[str, list[float]], xlabel: str, title: str) -> Figure:
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlim(spread(ends))
     axis.set_xlabel(xlabel)
+    axis.plot([], [], "o-", color=colour, linewidth=2, label="mean, 95% interval")
+    axis.plot([], [], "|", color="#999999", label="a few-shot set (number of sets)")
+    legend_below(figure)
     figure.suptitle(wrapped(title, figure), fontsize="medium")
     return figure
 
@@ -263,7 +267,7 @@ def reliability(outcomes: dict[str, list], title: str) -> Figure:
         )
         floor, _ = metrics.ece_floor(confidence)
         ece = metrics.ece(confidence, correct)
-        axis.set_title(f"{method}: ECE {ece:.3f}\n(its floor {floor:.3f})", fontsize="medium")
+        axis.set_title(f"{method}: ECE {ece:.2f}\n(its floor {floor:.2f})", fontsize="medium")
         axis.set(xlim=spread([0, 1]), ylim=spread([0, 1]))
         axis.set(xlabel="confidence", ylabel="accuracy of the bin")
         axis.label_outer()
@@ -367,7 +371,7 @@ def save_all(rows: list[dict], folder: str) -> list[Path]:
     pictures |= against_priming(rows)
     found = forest_lines(rows)
     if found:
-        title = "IA2 then SFT minus SFT, all tests: few-shot sets (their number), 95% interval"
+        title = "IA2 then SFT minus SFT, mean over tests"
         pictures["differences"] = forest(found, "accuracy, points", title)
     paths = []
     for name, figure in pictures.items():
@@ -422,7 +426,7 @@ def forest_lines(rows: list[dict]) -> dict[str, list[float]]:
     are averaged.
     """
     lines = {}
-    for same in group(comparisons.planned(rows), SETTING).values():
+    for same in in_order_of_n(comparisons.planned(rows)):
         row = same[0]
         labels = f", {row['labels']}" if row.get("labels") else ""
         for lr in rates(same):
@@ -432,6 +436,14 @@ def forest_lines(rows: list[dict]) -> dict[str, list[float]]:
                 name = f"{model}, {dataset}{labels}, n = {row['n']}, {rate_text(lr)}"
                 lines[name] = [100 * value for value in by_set.values()]
     return lines
+
+
+def in_order_of_n(rows: list[dict]) -> list[list[dict]]:
+    """The rows of each setting; those that differ in n alone stand together, the smallest first."""
+    settings = []
+    for same in group(rows, [field for field in SETTING if field != "n"]).values():
+        settings += sorted(group(same, ["n"]).values(), key=lambda part: part[0]["n"])
+    return settings
 
 
 def against_priming(rows: list[dict]) -> dict[str, Figure]:
@@ -449,8 +461,6 @@ def against_priming(rows: list[dict]) -> dict[str, Figure]:
         if any(name.endswith("-sft") for name in lines):
             row = same[0]
             name = f"{shortened(row['model'])}, {shortened(row['dataset'])}, n = {row['n']}"
-            title = (
-                f"{name}: method minus IA2 then SFT, mean over tests: few-shot sets, 95% interval"
-            )
+            title = f"{name}: method minus IA2 then SFT, mean over tests"
             pictures[f"{name} primers {len(pictures)}"] = forest(lines, "accuracy, points", title)
     return pictures
