@@ -365,6 +365,21 @@ def test_arms_are_compared_with_arms_of_the_same_training():
     }
 
 
+def test_base_is_compared_by_its_choice_among_the_labels():
+    """Top-1, base is nearly always wrong, since it seldom answers with a label."""
+    rows = five_sets([0.9, 0.8], [0.6, 0.7])
+    for each in rows:
+        each["accuracy_among_labels"] = each["accuracy"]
+    for i in range(2):
+        rows.append(row("base", i, 0.1, lr=None, accuracy_among_labels=0.75))
+    lines = {}
+    for line in "\n".join(differences.all_differences(rows)).splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if "minus base" in line and cells[2] == "among labels, points":
+            lines[cells[1]] = cells[5].split()[0]
+    assert lines == {"ia2-sft minus base": "+10.0", "sft minus base": "-10.0"}
+
+
 def rejected(p_values, level):
     """Holm's procedure as he wrote it: step down until one is too large."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
