@@ -46,9 +46,9 @@ def logits_at(model, inputs: list[list[int]], rows, columns, prefix=None) -> Ten
     def narrow(module, inputs):
         return (inputs[0][rows, columns][None],)  # (1, N, d)
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(narrow)
     tokens = pad_right(inputs, model.device)  # (B, T)
     cache = None if prefix is None else for_rows(prefix, len(inputs))
+    handle = model.get_output_embeddings().register_forward_pre_hook(narrow)
     try:
         with cpu.skip_padding([len(row) for row in inputs]):
             output = model(input_ids=tokens, past_key_values=cache, use_cache=cache is not None)
