@@ -107,27 +107,28 @@ _real_tokens: RealTokens | None = None  # of the pass that runs; None: there is 
 
 
 @contextmanager
-def skip_padding(lengths: list[int]) -> Iterator[None]:
-    """Inside the block, frozen layers of a model that was sped up leave out padding.
+def skip_padding(lengths: list[int], device: torch.device) -> Iterator[None]:
+    """Inside the block, frozen layers of a model that was sped up leave out padding on a CPU.
 
     The batch's rows have these lengths and are padded on the right. Padding gets zeros, at which
     no real token of a causal model looks.
     """
     global _real_tokens
     before = _real_tokens
-    is_padded = min(lengths) < max(lengths)
-    _real_tokens = find_real_tokens(lengths) if is_padded else None
+    is_needed = device.type == "cpu" and min(lengths) < max(lengths)
+    _real_tokens = find_real_tokens(lengths, device) if is_needed else None
     try:
         yield
     finally:
         _real_tokens = before
 
 
-def find_real_tokens(lengths: list[int]) -> RealTokens:
-    is_real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # (B, T)
+def find_real_tokens(lengths: list[int], device: torch.device) -> RealTokens:
+    columns = torch.arange(max(lengths), device=device)
+    is_real = columns < torch.tensor(lengths, device=device)[:, None]  # (B, T)
     places = is_real.flatten().nonzero()[:, 0]
-    back = torch.full((is_real.numel(),), len(places))
-    back[places] = torch.arange(len(places))
+    back = torch.full((is_real.numel(),), len(places), device=device)
+    back[places] = torch.arange(len(places), device=device)
     return RealTokens(tuple(is_real.shape), places, back)
 
 

@@ -50,7 +50,7 @@ def logits_at(model, inputs: list[list[int]], rows, columns, prefix=None) -> Ten
     cache = None if prefix is None else for_rows(prefix, len(inputs))
     handle = model.get_output_embeddings().register_forward_pre_hook(narrow)
     try:
-        with cpu.skip_padding([len(row) for row in inputs]):
+        with cpu.skip_padding([len(row) for row in inputs], model.device):
             output = model(input_ids=tokens, past_key_values=cache, use_cache=cache is not None)
     finally:
         handle.remove()

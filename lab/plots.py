@@ -456,7 +456,8 @@ def against_priming(rows: list[dict]) -> dict[str, Figure]:
         lines = {}
         for method in methods(same):
             by_set = comparisons.paired(same, "accuracy", method, "ia2-sft")
-            if by_set and method not in ("base", "ia2-sft"):
+            is_shown = len(by_set) > 2  # an interval over two sets would be wider than all others
+            if is_shown and method not in ("base", "ia2-sft"):
                 lines[method] = [100 * value for value in by_set.values()]
         if any(name.endswith("-sft") for name in lines):
             row = same[0]

@@ -121,11 +121,13 @@ def test_frozen_layers_multiply_real_tokens_only(monkeypatch):
 
 
 def test_padding_is_forgotten_also_after_an_error():
-    with pytest.raises(ZeroDivisionError), cpu.skip_padding([3, 9]):
+    with pytest.raises(ZeroDivisionError), cpu.skip_padding([3, 9], torch.device("cpu")):
         assert cpu._real_tokens.shape == (2, 9)
         assert cpu._real_tokens.places.tolist() == [0, 1, 2, *range(9, 18)]
         raise ZeroDivisionError
     assert cpu._real_tokens is None
+    with cpu.skip_padding([3, 9], torch.device("cuda")):
+        assert cpu._real_tokens is None, "a GPU would gain nothing"
 
 
 def test_the_norms_that_are_named_are_found_and_replaced():
