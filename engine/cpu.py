@@ -132,6 +132,10 @@ def find_real_tokens(lengths: list[int], device: torch.device) -> RealTokens:
     return RealTokens(tuple(is_real.shape), places, back)
 
 
+def prefers_onednn(x: Tensor) -> bool:
+    return PREFER_ONEDNN and x.dtype == torch.float32
+
+
 def take(x: Tensor, tokens: RealTokens | None) -> Tensor:
     """The rows of x (B * T, d) that are real tokens (R, d); all of them if `tokens` is None."""
     return x if tokens is None else x.index_select(0, tokens.places)
@@ -156,7 +160,7 @@ class FrozenProduct(torch.autograd.Function):
         context.save_for_backward(weight)
         context.tokens = tokens
         rows = take(x, tokens)
-        if PREFER_ONEDNN and x.dtype == torch.float32:
+        if prefers_onednn(x):
             y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
         else:
             y = F.linear(rows, weight, bias)
@@ -176,7 +180,9 @@ class FrozenLinear(nn.Linear):
         if self.weight.requires_grad or x.device.type != "cpu" or x.dtype != self.weight.dtype:
             return super().forward(x)
         tokens = _real_tokens
-        if tokens is None or x.shape[:-1] != tokens.shape:
+        if tokens is not None and x.shape[:-1] == tokens.shape:
+            y = FrozenProduct.apply(x.flatten(0, 1), self.weight, self.bias, tokens)
+            return y.unflatten(0, tokens.shape)
+        if prefers_onednn(x):
             return FrozenProduct.apply(x, self.weight, self.bias, None)
-        y = FrozenProduct.apply(x.flatten(0, 1), self.weight, self.bias, tokens)
-        return y.unflatten(0, tokens.shape)
+        return super().forward(x)  # the same product, without a call of Python's on the way

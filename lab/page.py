@@ -269,7 +269,7 @@ def reading(record: dict) -> str:
         "mean of the cloud has come from base (0%) to ICL (100%) along the first axis. In the same "
         f"unit, along the second axis, which is stretched, SFT moves it by "
         f"{percent(ends['sft'].aside)}, IA2 by {percent(ends['ia2'].aside)}, ICL by "
-        f"{percent(end_of(record, 'icl').aside)}.",
+        f"{percent(ends['icl'].aside)}.",
         f"The first axis, {first:.0%} of the variance, is mostly the shift from base to ICL that "
         f"all queries share. steer adds such a shift and nothing else, one vector a layer: way "
         f"{percent(ends['steer'].way)}, asim {ends['steer'].asim:.2f}. So much of asim can be had "

@@ -177,7 +177,8 @@ def test_what_the_page_says_of_the_two_axes_is_so():
     sides = np.repeat([0, 1], 40)
     assert share_between(base["x"] + icl["x"], sides) > 0.95, "mostly the shift that all share"
     blocks = np.arange(40) // data.BLOCK
-    assert f"{share_between(icl['y'], blocks):.0%} comes from differences between groups" in TEXT
+    share = f"{share_between(icl['y'], blocks):.0%}"
+    assert f"{share} comes from differences between groups of 16 queries" in TEXT
     wider = np.std(base["y"]) / np.std(icl["y"])
     assert f"{wider:.1f} times as wide along it as ICL's" in TEXT
     assert wider > 3, "mostly how base's marks differ"
