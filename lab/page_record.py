@@ -287,7 +287,7 @@ def shown(examples: list[data.Example], task: data.Data) -> list[dict]:
 
 
 def record_lesson() -> dict:
-    """The lesson's few-shot set and training, with the first short test queries."""
+    """The lesson's few-shot set, trained as `ia2.py` trains; the first short test queries."""
     choice = models.find("qwen2.5-coder-0.5b", "cpu", "float32")
     options = data.Options(labels="words", plain=choice.entry.plain)
     task = data.load("movies", choice.tokenizer, options)

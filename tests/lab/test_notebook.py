@@ -129,7 +129,7 @@ FOLDED_IN_TEXT = (7, 8, 9)  # the lesson does not need their solutions
 
 # Each piece that is built by hand, and a sign of the cell that compares it with the scripts.
 BY_HAND = {
-    "answers of base and icl": r"evaluation\.answers\[:8\]",
+    "answers of base and icl": r"evaluation\.answers\[:4\]",
     "the split of attention": r"assert_close\(mixed, heads\.outputs",
     "the first layer's heads": r"assert_close\(to_query, student_first",
     "activations": r"assert_close\(reading\.activations",
