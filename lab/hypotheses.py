@@ -51,7 +51,7 @@ class Run:
 
 
 MIDDLE = ("qwen2.5-coder-0.5b", "float32")
-LARGE = ("qwen2.5-coder-1.5b", "bfloat16")
+LARGE = ("qwen2.5-coder-1.5b", "float32")
 MODELS = (MIDDLE, LARGE)
 R0 = tuple(
     Run(*model, dataset, (dataset, other))

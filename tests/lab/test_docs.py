@@ -110,7 +110,7 @@ PLANNED = re.findall(r"^    python -m (lab\.\w+) (.*)$", DOCS["plan.md"], re.MUL
 def test_a_planned_command_is_understood_and_names_its_dtype(script, words):
     """A run that the plan speaks of keeps to its recipe: no option of a method is changed."""
     args = PARSERS[script]().parse_args(shlex.split(words))
-    assert args.dtype == ("bfloat16" if "1.5b" in args.model else "float32")
+    assert args.dtype == "float32"
     assert args.seed == 0 and args.out.startswith("results/")
 
 
