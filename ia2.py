@@ -501,7 +501,6 @@ def main(argv: list[str] | None = None) -> None:
 # ---- 7. Around it: set-up, and what is written down ----------------------------------------------
 
 SUMMARY = __doc__.split("\n\n")[0]
-NOTE = "Compare ia2-sft with sft and with icl: accuracy, NLL, and how near to icl inside (asim)."
 
 
 @dataclass
@@ -627,7 +626,7 @@ class Results:
         memory = running.peak_memory(model.device)
         parts = [
             records.show_samples(queries, samples),
-            records.table(self.rows, NOTE),
+            records.table(self.rows),
             records.key_values(self.rows, memory),
         ]
         return "\n\n".join(parts)

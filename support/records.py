@@ -279,8 +279,8 @@ def score_grid(rows: list[dict]) -> str:
     return grid(lines)
 
 
-def table(rows: list[dict], note: str) -> str:
-    """Rows of one few-shot set as text: what they are, their scores, and how to read them."""
+def table(rows: list[dict]) -> str:
+    """Rows of one few-shot set as text: what they are, their scores, and what to compare."""
     first = rows[0]
     kind = f"{first['labels']} as labels" if first["labels"] else "free text"
     balanced = "balanced " if first["balanced"] else ""
@@ -292,7 +292,13 @@ def table(rows: list[dict], note: str) -> str:
         f"{first['dataset']}, n = {first['n']}, {balanced}set {first['set']}, {first['model']}; "
         f"{kind}; {'; '.join(sizes)}"
     )
-    return f"{head}\n\n{score_grid(rows)}\n\n{note}"
+    parts = [head, score_grid(rows)]
+    if {"sft", "ia2-sft"} <= {row["method"] for row in rows}:
+        scores = "accuracy, NLL," if first["labels"] else "accuracy"
+        parts.append(
+            f"Compare ia2-sft with sft and with icl: {scores} and how near to icl inside (asim)."
+        )
+    return "\n\n".join(parts)
 
 
 def show_samples(queries: list[tuple[str, str]], samples: dict[str, list[str]]) -> str:
