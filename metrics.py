@@ -54,6 +54,7 @@ def label_scores(answers: LabelAnswers) -> dict:
         "ece_floor_sd": floor_sd,
         "ece_equal_mass": ece_equal_mass(confidence, correct),
         "auroc": auroc(confidence, correct),
+        "label_auroc": label_auroc(probabilities, answers.labels),
         "label_mass": logprobs.exp().sum(-1).mean().item(),
         "largest_share": torch.bincount(chosen).max().item() / len(chosen),
     }
@@ -104,6 +105,21 @@ def auroc(confidence, correct) -> float | None:
         return None
     wins = stats.mannwhitneyu(right, wrong).statistic
     return float(wins / (len(right) * len(wrong)))
+
+
+def label_auroc(probabilities, labels) -> float | None:
+    """How well the labels (N) are told apart by their probabilities (N, C): the chance that a query
+    of a label gives it more probability than a query of another label does, mean over labels.
+
+    Unlike accuracy it does not change with a preference for one label, which shifts all queries
+    alike. None if all queries have one label.
+    """
+    found = []
+    for number in range(probabilities.shape[1]):
+        value = auroc(probabilities[:, number], labels == number)
+        if value is not None:
+            found.append(value)
+    return sum(found) / len(found) if found else None
 
 
 # ---- calibration ---------------------------------------------------------------------------------

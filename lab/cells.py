@@ -11,6 +11,7 @@ from lab.rows import is_number
 FIELDS = {
     "accuracy": ("accuracy, points", 100, 1),
     "accuracy_among_labels": ("among labels, points", 100, 1),
+    "label_auroc": ("AUROC of labels", 1, 3),
     "nll": ("NLL", 1, 3),
     "ece": ("ECE", 1, 3),
     "gap": ("gap", 1, 3),

@@ -29,13 +29,15 @@ from support.records import grid
 # Differences that are shown, first minus second, and in which fields. A method that is in none of
 # them is compared with SFT and with IA2 then SFT.
 ACCURACY = ("accuracy",)
-AMONG_LABELS = ("accuracy_among_labels",)  # base seldom answers with a label of its own accord
+ANSWERS = ("accuracy", "label_auroc")
+# Beside base, which seldom answers with a label of its own accord.
+AMONG_LABELS = ("accuracy_among_labels", "label_auroc")
 PAIRS = {
     ("ia2-sft", "sft"): tuple(FIELDS),
     ("ia2-sft", "icl"): tuple(FIELDS),
-    ("ia2-sft", "ia2"): ACCURACY,
-    ("ia2", "icl"): ACCURACY,
-    ("sft", "icl"): ("accuracy", "nll", "ece"),
+    ("ia2-sft", "ia2"): ANSWERS,
+    ("ia2", "icl"): ANSWERS,
+    ("sft", "icl"): ("accuracy", "label_auroc", "nll", "ece"),
     ("icl", "base"): AMONG_LABELS,
     ("sft", "base"): (*AMONG_LABELS, "asim", "asim_centred"),
     ("ia2", "base"): AMONG_LABELS,
@@ -46,10 +48,12 @@ PAIRS = {
     ("ia2", "sft-icl"): ACCURACY,
     ("ia2+sft", "kd"): ACCURACY,
     ("ia2+sft", "sft-icl"): ACCURACY,
-    ("ia2", "steer"): ("accuracy", "asim", "asim_centred"),
-    ("steer", "icl"): ACCURACY,
+    ("ia2", "steer"): (*ANSWERS, "asim", "asim_centred"),
+    ("steer", "icl"): ANSWERS,
 }
 ON_EACH_TEST = (("ia2-sft", "sft"), ("ia2-sft", "icl"))
+TWO_LABELS = "two labels or more"  # among the training examples
+ONE_LABEL = "one label: cannot be learned"
 
 
 # ---- columns: the same rows at each rate ---------------------------------------------------------
@@ -99,7 +103,7 @@ def all_tests(rows: list[dict]) -> list[str]:
     parts = []
     for same in group(rows, ["procedure"]).values():
         wanted = comparisons.planned(same)
-        parts += [*primary_test(wanted, same[0]), *secondary_tests(wanted)]
+        parts += [*primary_test(wanted, same[0]), *secondary_tests(wanted), *separation(wanted)]
     return parts
 
 
@@ -157,8 +161,8 @@ def parts_of(rows: list[dict]) -> list[tuple]:
     parts = [("all", lambda row: True)]
     parts.append(("in domain", lambda row: row["eval_dataset"] == row["dataset"]))
     parts.append(("out of domain", lambda row: row["eval_dataset"] != row["dataset"]))
-    parts.append(("two labels or more", lambda row: not has_one_label(row)))
-    parts.append(("one label: cannot be learned", has_one_label))
+    parts.append((TWO_LABELS, lambda row: not has_one_label(row)))
+    parts.append((ONE_LABEL, has_one_label))
     for field in ("n", "labels", "model", "dataset"):
         values = dict.fromkeys(row.get(field) for row in rows)
         for value in sorted(values) if field == "n" else values:
@@ -208,6 +212,29 @@ def correlation_line(found: list[Column]) -> list[str]:
     return [text, *cells, "-", "-", "not tested"]
 
 
+def separation(rows: list[dict]) -> list[str]:
+    """How well labels are told apart: on all few-shot sets, on those of two labels, of one."""
+    at_plan = at_rate(rows, PLAN_RATE)
+    parts = [part for part in parts_of(at_plan) if part[0] in ("all", TWO_LABELS, ONE_LABEL)]
+    lines = []
+    for pair, fields in shown_pairs(at_plan).items():
+        found = []
+        for _, keep in parts:
+            part = [row for row in at_plan if keep(row)]
+            found.append(difference(paired(part, "label_auroc", *pair), "label_auroc"))
+        if "label_auroc" in fields and set(found) != {"-"}:
+            lines.append([" minus ".join(pair), *found])
+    if not lines:
+        return []
+    return [
+        "## How well the labels are told apart: AUROC of labels",
+        "The chance that a query of a label gives it more probability than a query of another one "
+        "does. A preference for one label, which costs accuracy, changes nothing here. "
+        f"At {rate_text(PLAN_RATE)}; exploratory.",
+        grid([["difference", *(name for name, _ in parts)], *lines]),
+    ]
+
+
 # ---- all that is explored ------------------------------------------------------------------------
 
 
@@ -244,7 +271,7 @@ def shown_pairs(rows: list[dict]) -> dict[tuple[str, str], tuple[str, ...]]:
         if method not in named:
             for other in ("sft", "ia2-sft"):
                 if other in there:
-                    pairs[method, other] = ACCURACY
+                    pairs[method, other] = ANSWERS
     return pairs
 
 

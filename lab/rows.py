@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
+
+import metrics
 from support.cli import UserError
 
 MAIN_METHODS = ("base", "icl", "sft", "ia2", "ia2-sft")  # tables start with them, in this order
@@ -49,6 +52,7 @@ SCORES = (
     "ece_floor_sd",
     "ece_equal_mass",
     "auroc",
+    "label_auroc",
     "label_mass",
     "largest_share",
     "outcomes",
@@ -92,6 +96,15 @@ def options(row: dict) -> tuple[tuple[str, str], ...]:
         if field not in NO_OPTION and value is not None and not isinstance(value, (list, dict)):
             pairs.append((field, str(value)))
     return tuple(sorted(pairs))
+
+
+def with_label_auroc(row: dict) -> dict:
+    """The row with `label_auroc`; of one made before this was measured, from its outcomes."""
+    if "label_auroc" in row or not row.get("labels") or not row.get("outcomes"):
+        return row
+    labels = np.array([outcome[0] for outcome in row["outcomes"]])
+    probabilities = np.array([outcome[-1] for outcome in row["outcomes"]])
+    return {**row, "label_auroc": metrics.label_auroc(probabilities, labels)}
 
 
 def has_one_label(row: dict) -> bool:

@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import (
     binary_auroc,
     binary_calibration_error,
     multiclass_accuracy,
+    multiclass_auroc,
     multiclass_calibration_error,
 )
 
@@ -82,6 +83,7 @@ def test_label_scores_take_the_vocabulary_for_top1_and_the_labels_for_the_rest(s
         "ece_floor_sd": floor_sd,
         "ece_equal_mass": equal_mass_by_loop(confidence.tolist(), correct.tolist(), 15),
         "auroc": binary_auroc(confidence, correct),
+        "label_auroc": multiclass_auroc(among, labels, num_classes=4, average="macro"),
         "label_mass": vocabulary[:, label_tokens].sum(-1).mean(),
         "largest_share": max(counts) / 300,
     }
@@ -117,7 +119,7 @@ def test_a_model_that_is_certain_has_finite_scores():
     assert all(math.isfinite(score) for score in scores.values())
     assert scores["nll"] == pytest.approx(160 / 2)
     assert scores["brier"] == pytest.approx(1)
-    for name in ("gap", "ece", "ece_top1", "ece_equal_mass", "auroc"):
+    for name in ("gap", "ece", "ece_top1", "ece_equal_mass", "auroc", "label_auroc"):
         assert scores[name] == 0.5
 
 
@@ -200,6 +202,21 @@ def test_auroc_counts_the_pairs_of_a_right_and_a_wrong_answer(pairs):
         assert metrics.auroc(confidence, correct) is None
     else:
         assert metrics.auroc(confidence, correct) == pytest.approx(np.mean(wins))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_how_well_two_labels_are_told_apart_does_not_change_with_a_preference(seed):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 2, 40)
+    logits = generator.normal(size=40) + labels
+    found = []
+    for preference in (0, 3, -20):
+        positive = 1 / (1 + np.exp(-logits - preference))
+        both = np.stack([1 - positive, positive], axis=1)
+        found.append(metrics.label_auroc(both, labels))
+    wins = [a > b for a in logits[labels == 1] for b in logits[labels == 0]]
+    assert found == pytest.approx([np.mean(wins)] * 3)
+    assert metrics.label_auroc(both, np.ones(40)) is None
 
 
 def test_auroc_by_hand():

@@ -380,6 +380,24 @@ def test_base_is_compared_by_its_choice_among_the_labels():
     assert lines == {"ia2-sft minus base": "+10.0", "sft minus base": "-10.0"}
 
 
+def test_how_well_labels_are_told_apart_is_told_of_sets_of_two_labels_and_of_one():
+    """Of rows that were made before this was measured, too: their outcomes have it."""
+    rows = []
+    for number, labels in enumerate((["no", "yes", "no", "yes"], ["yes"] * 4)):
+        for method, first in (("sft", 0.6), ("ia2-sft", 0.2)):  # of yes, after a query whose is no
+            shares = [[1 - first, first], [0.5, 0.5], [0.7, 0.3], [0.1, 0.9]]
+            outcomes = []
+            for label, both in zip((0, 1, number, 1), shares):
+                outcomes.append([label, int(both[1] > both[0]), None, 0.1, both])
+            kept = row(method, number, train_labels=labels, outcomes=outcomes)
+            rows.append(result_rows.with_label_auroc(kept))
+    assert [each["label_auroc"] for each in rows] == pytest.approx([3 / 4, 1, 1 / 3, 1])
+    text = "\n".join(differences.separation(rows))
+    assert "| ia2-sft minus sft | +0.458" in re.sub(" +", " ", text)
+    assert "| +0.250, 1 set | +0.667, 1 set |" in re.sub(" +", " ", text)
+    assert differences.separation([row("sft"), row("ia2-sft")]) == []
+
+
 def rejected(p_values, level):
     """Holm's procedure as he wrote it: step down until one is too large."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
