@@ -2,7 +2,7 @@
 
     python -m lab.hypotheses results/*/results.jsonl --anatomy results/anatomy/anatomy.jsonl
 
-H1 is the primary test. H2 to H5 are secondary: their p values are adjusted together by Holm's
+H1 is the primary test. H2 to H7 are secondary: their p values are adjusted together by Holm's
 method, in which one that is not run yet counts as 1. Each has rows of its own; rows of other
 models, dtypes, tasks or recipes are not looked at. A few-shot set is one value, the mean over its
 tests (of H2 over both models, too), once all of them are there. There is no verdict before a run is
@@ -172,7 +172,28 @@ def beyond_format(rows: list[dict], _) -> Answer:
     return Answer("H5", text, values, [], p, refuted)
 
 
-SECONDARY: tuple[Callable, ...] = (constant, near_and_wrong, mean_target, beyond_format)
+def taken_over(rows: list[dict], _) -> Answer:
+    """H6: IA2 takes over from ICL how well it tells the labels apart."""
+    values = differences(rows, R1, "label_auroc", "ia2", "base")
+    p = comparisons.p_value(values)
+    return Answer("H6", "ia2 minus base, AUROC of labels", values, [], p, high(values) < 0)
+
+
+def told_apart(rows: list[dict], _) -> Answer:
+    """H7: IA2 then SFT tells the labels apart better than SFT."""
+    values = differences(rows, R1, "label_auroc", "ia2-sft", "sft")
+    p = comparisons.p_value(values)
+    return Answer("H7", "ia2-sft minus sft, AUROC of labels", values, [], p, high(values) < 0)
+
+
+SECONDARY: tuple[Callable, ...] = (
+    constant,
+    near_and_wrong,
+    mean_target,
+    beyond_format,
+    taken_over,
+    told_apart,
+)
 
 
 def word(answer: Answer, p: float) -> str:
@@ -190,7 +211,7 @@ def word(answer: Answer, p: float) -> str:
 
 
 def line(answer: Answer, adjusted: float) -> list[str]:
-    factor, digits = (1, 3) if answer.name == "H2" else (100, 1)
+    factor, digits = (100, 1) if ", accuracy" in answer.text else (1, 3)
     text = interval(answer.values, factor, digits, "+")
     if answer.also:
         text += f" (asim {interval(answer.also, 1, 3, '+')})"
@@ -217,7 +238,7 @@ def adjusted_together(p_values: list[float]) -> list[float]:
 
 
 def table(rows: list[dict], anatomy: list[dict]) -> str:
-    """H1 to H5 with intervals, p values and verdicts."""
+    """H1 to H7 with intervals, p values and verdicts."""
     rows = [row for row in rows if not comparisons.is_former(row)]
     primary = headline(rows, anatomy)
     answers = [hypothesis(rows, anatomy) for hypothesis in SECONDARY]

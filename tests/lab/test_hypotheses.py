@@ -25,7 +25,7 @@ def rows_of(run, **methods):
         method = name.replace("_", "-")
         for number, (accuracy, asim) in enumerate(values):
             for test in run.tests:
-                trained = {"lr": None} if method == "steer" else TRAINED
+                trained = {"lr": None} if method in ("base", "steer") else TRAINED
                 off = offs.get(test, 0.0) if method.startswith("ia2") else 0.0
                 found = {
                     **trained,
@@ -100,6 +100,18 @@ def test_the_headline_is_a_two_sided_test_of_the_large_models_rows(gain, word):
     for beside in (other, faster, former, dtype, part):
         assert verdicts(beside)["H1"][-1] == "not run"
     assert verdicts(part + other + dtype)["H1"][-1] == "not run"
+
+
+@pytest.mark.parametrize("gain, word", [(0.2, "holds"), (0.0, "undecided"), (-0.2, "refuted")])
+@pytest.mark.parametrize("name, first, second", [("H6", "ia2", "base"), ("H7", "ia2_sft", "sft")])
+def test_how_well_labels_are_told_apart_is_asked_of_the_large_model(
+    name, first, second, gain, word
+):
+    values = {first: flat(around(0.7 + gain, 0.05)), second: flat(around(0.7, 0.05, seed=1))}
+    rows = []
+    for row in rows_of(hypotheses.R1, **values):
+        rows.append({**row, "label_auroc": row["accuracy"], "accuracy": 0.5})
+    assert verdicts(rows)[name][-1] == word
 
 
 @pytest.mark.parametrize(
@@ -178,9 +190,9 @@ def test_secondary_p_values_are_adjusted_together():
     both = alone + rows_of(hypotheses.R2, mean_sft=flat(around(0.75, 0.2, seed=5)))
     values = [one - two for one, two in zip(base, other)]
     p = stats.ttest_1samp(values, 0).pvalue
-    others = 1.0  # H2 and H3 are not run and count as 1, and so does H4 at first
+    others = [1.0] * 4  # H2, H3, H6 and H7 are not run and count as 1, and so does H4 at first
     adjusted = float("0" + verdicts(alone)["H5"][6])
-    assert adjusted == pytest.approx(comparisons.holm([p, others, others, others])[0], abs=1e-4)
-    assert adjusted == pytest.approx(4 * p, abs=1e-4)
+    assert adjusted == pytest.approx(comparisons.holm([p, 1.0, *others])[0], abs=1e-4)
+    assert adjusted == pytest.approx(6 * p, abs=1e-4)
     adjusted = float("0" + verdicts(both)["H5"][6])
-    assert adjusted == pytest.approx(comparisons.holm([p, 0.9, others, others])[0], abs=1e-4)
+    assert adjusted == pytest.approx(comparisons.holm([p, 0.9, *others])[0], abs=1e-4)
