@@ -627,9 +627,18 @@ class Results:
         parts = [
             records.show_samples(queries, samples),
             records.table(self.rows),
+            what_to_compare(self.rows),
             records.key_values(self.rows, memory),
         ]
-        return "\n\n".join(parts)
+        return "\n\n".join(filter(None, parts))
+
+
+def what_to_compare(rows: list[dict]) -> str:
+    """How to read the table of some rows, if they hold both methods of the paper's claim."""
+    if not {"sft", "ia2-sft"} <= {row["method"] for row in rows}:
+        return ""
+    scores = "accuracy, NLL," if rows[0]["labels"] else "accuracy"
+    return f"Compare ia2-sft with sft and with icl: {scores} and how near to icl inside (asim)."
 
 
 def sample_answers(tokenizer, evaluation: Evaluation, count: int = 3) -> list[str]:

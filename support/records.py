@@ -280,7 +280,7 @@ def score_grid(rows: list[dict]) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Rows of one few-shot set as text: what they are, their scores, and what to compare."""
+    """Rows of one few-shot set as text: what they are, and their scores."""
     first = rows[0]
     kind = f"{first['labels']} as labels" if first["labels"] else "free text"
     balanced = "balanced " if first["balanced"] else ""
@@ -292,13 +292,7 @@ def table(rows: list[dict]) -> str:
         f"{first['dataset']}, n = {first['n']}, {balanced}set {first['set']}, {first['model']}; "
         f"{kind}; {'; '.join(sizes)}"
     )
-    parts = [head, score_grid(rows)]
-    if {"sft", "ia2-sft"} <= {row["method"] for row in rows}:
-        scores = "accuracy, NLL," if first["labels"] else "accuracy"
-        parts.append(
-            f"Compare ia2-sft with sft and with icl: {scores} and how near to icl inside (asim)."
-        )
-    return "\n\n".join(parts)
+    return f"{head}\n\n{score_grid(rows)}"
 
 
 def show_samples(queries: list[tuple[str, str]], samples: dict[str, list[str]]) -> str:

@@ -52,6 +52,20 @@ def test_the_main_job_prints_answers_and_table_and_keeps_rows_and_adapters(call,
     assert sft["dev_loss"] == pytest.approx(sft["dev_gold_loss"])
 
 
+@pytest.mark.parametrize(
+    "methods, labels, says",
+    [
+        (("base", "icl", "sft", "ia2-sft"), "words", "icl: accuracy, NLL, and how near"),
+        (("base", "icl", "sft", "ia2-sft"), None, "icl: accuracy and how near"),
+        (("base", "icl", "ia2-sft"), "words", None),
+        (("base", "icl"), None, None),
+    ],
+)
+def test_only_what_is_in_the_table_is_to_be_compared(methods, labels, says):
+    text = ia2.what_to_compare([{"method": method, "labels": labels} for method in methods])
+    assert says in text if says else text == ""
+
+
 def without_times(rows):
     drop = ("stages", "seconds", "command", "peak_memory_gb")
     return [{key: value for key, value in row.items() if key not in drop} for row in rows]

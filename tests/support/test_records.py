@@ -227,21 +227,6 @@ def test_the_heading_has_a_number_of_queries_for_each_test(names):
     assert head.count("test queries") == len(names)
 
 
-@pytest.mark.parametrize(
-    "methods, labels, says",
-    [
-        (("base", "icl", "sft", "ia2-sft"), "words", "icl: accuracy, NLL, and how near"),
-        (("base", "icl", "sft", "ia2-sft"), None, "icl: accuracy and how near"),
-        (("base", "icl", "ia2-sft"), "words", None),
-        (("base", "icl"), None, None),
-    ],
-)
-def test_only_what_is_in_the_table_is_to_be_compared(methods, labels, says):
-    setting = {"n": 4, "set": 0, "model": "m", "test": 7, "eval_source": "s", "balanced": False}
-    text = records.table([shown(method, labels=labels, **setting) for method in methods])
-    assert says in text if says else "Compare" not in text
-
-
 def test_samples_and_key_values_are_text_to_read():
     samples = {"base": ["x 0.10", "y 0.20"], "ia2-sft": ["z 0.30", "z 0.90"]}
     text = records.show_samples([("q1", " yes"), ("q2", " no")], samples)
