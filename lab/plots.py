@@ -219,6 +219,13 @@ def plainest(found: list[Arm], method: str) -> Arm:
 def forest(lines: dict[str, list[float]], xlabel: str, title: str) -> Figure:
     """Differences with their 95% intervals over few-shot sets: {name: a difference a set}."""
     figure, (axis,) = panels(width=10, height=1.6 + 0.38 * len(lines))
+    draw_forest(axis, lines, xlabel)
+    legend_below(figure)
+    figure.suptitle(wrapped(title, figure), fontsize="medium")
+    return figure
+
+
+def draw_forest(axis, lines: dict[str, list[float]], xlabel: str) -> None:
     colour, _ = STYLE["ia2-sft"]
     ends = [0.0]
     names = []
@@ -238,9 +245,6 @@ def forest(lines: dict[str, list[float]], xlabel: str, title: str) -> Figure:
     axis.set_xlabel(xlabel)
     axis.plot([], [], "o-", color=colour, linewidth=2, label="mean, 95% interval")
     axis.plot([], [], "|", color="#999999", label="a few-shot set (number of sets)")
-    legend_below(figure)
-    figure.suptitle(wrapped(title, figure), fontsize="medium")
-    return figure
 
 
 def reliability(outcomes: dict[str, list], title: str) -> Figure:
@@ -369,6 +373,7 @@ def save_all(rows: list[dict], folder: str) -> list[Path]:
             figure = reliability(outcomes, f"{name}{at_text(at)}, all sets' queries")
             pictures[f"{name} reliability {len(pictures)}"] = figure
     pictures |= against_priming(rows)
+    pictures |= against_base(rows)
     found = forest_lines(rows)
     if found:
         title = "IA2 then SFT minus SFT, mean over tests"
@@ -460,8 +465,40 @@ def against_priming(rows: list[dict]) -> dict[str, Figure]:
             if is_shown and method not in ("base", "ia2-sft"):
                 lines[method] = [100 * value for value in by_set.values()]
         if any(name.endswith("-sft") for name in lines):
-            row = same[0]
-            name = f"{shortened(row['model'])}, {shortened(row['dataset'])}, n = {row['n']}"
+            name = setting_name(same[0])
             title = f"{name}: method minus IA2 then SFT, mean over tests"
             pictures[f"{name} primers {len(pictures)}"] = forest(lines, "accuracy, points", title)
     return pictures
+
+
+def against_base(rows: list[dict]) -> dict[str, Figure]:
+    """{name: every method minus base at the planned rate, by accuracy among the labels and by how
+    well the labels are told apart} for each setting whose rows have both.
+    """
+    pictures = {}
+    at_plan = at_rate(comparisons.planned(rows), comparisons.PLAN_RATE)
+    fields = {
+        "accuracy_among_labels": "accuracy among the labels, points",
+        "label_auroc": "AUROC of labels, hundredths",
+    }
+    for same in group(at_plan, SETTING).values():
+        lines = {field: {} for field in fields}
+        for method in methods(same):
+            found = [comparisons.paired(same, field, method, "base") for field in fields]
+            if method != "base" and min(map(len, found)) > 2:
+                for field, by_set in zip(fields, found):
+                    lines[field][method] = [100 * value for value in by_set.values()]
+        count = len(lines["label_auroc"])
+        if count:
+            figure, axes = panels(2, 6.5, 1.7 + 0.38 * count, sharey=True)
+            for axis, (field, head) in zip(axes, fields.items()):
+                draw_forest(axis, lines[field], head)
+            legend_below(figure)
+            title = f"{setting_name(same[0])}: method minus base, mean over tests"
+            figure.suptitle(wrapped(title, figure), fontsize="medium")
+            pictures[f"{setting_name(same[0])} beside base {len(pictures)}"] = figure
+    return pictures
+
+
+def setting_name(row: dict) -> str:
+    return f"{shortened(row['model'])}, {shortened(row['dataset'])}, n = {row['n']}"

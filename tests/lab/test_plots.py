@@ -262,3 +262,24 @@ def test_primers_are_drawn_against_ia2_then_sft():
     assert ticks["mean-sft (3)"] == pytest.approx([-5, 0, 10])
     assert set(ticks) == {"icl (3)", "sft (3)", "mean-sft (3)"}
     assert plots.against_priming(set_rows()) == {}, "no primer but IA2"
+
+
+def test_methods_are_drawn_beside_base_by_two_measures():
+    rows = []
+    for method, shift in (("base", 0.0), ("icl", 0.1), ("sft", -0.2)):
+        for number in range(3):
+            lr = 3e-4 if method == "sft" else None
+            scores = {"accuracy_among_labels": 0.5 + shift, "label_auroc": 0.6 + shift * number}
+            rows.append(row(method=method, lr=lr, set=number, **scores))
+    [figure] = plots.against_base(rows).values()
+    shown = []
+    for axis in figure.axes:
+        for line in axis.lines:
+            if line.get_marker() == "|" and len(line.get_xdata()):  # not the legend's
+                shown.append(list(line.get_xdata()))
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["icl (3)", "sft (3)"]
+    expected = [[10, 10, 10], [-20, -20, -20], [0, 10, 20], [0, -20, -40]]
+    assert shown == [pytest.approx(values) for values in expected]
+    unmeasured = [{**each, "label_auroc": None} for each in rows]
+    assert plots.against_base(unmeasured) == {}
