@@ -111,8 +111,8 @@ def label_auroc(probabilities, labels) -> float | None:
     """How well the labels (N) are told apart by their probabilities (N, C): the chance that a query
     of a label gives it more probability than a query of another label does, mean over labels.
 
-    Unlike accuracy it does not change with a preference for one label, which shifts all queries
-    alike. None if all queries have one label.
+    With two labels it does not change with a preference for one of them, which shifts the log odds
+    of all queries alike; accuracy does. None if all queries have one label.
     """
     found = []
     for number in range(probabilities.shape[1]):
