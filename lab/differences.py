@@ -215,14 +215,18 @@ def correlation_line(found: list[Column]) -> list[str]:
 def separation(rows: list[dict]) -> list[str]:
     """How well labels are told apart: on all few-shot sets, on those of two labels, of one."""
     at_plan = at_rate(rows, PLAN_RATE)
-    parts = [part for part in parts_of(at_plan) if part[0] in ("all", TWO_LABELS, ONE_LABEL)]
+    parts = {}
+    for name, keep in parts_of(at_plan):
+        if name in ("all", TWO_LABELS, ONE_LABEL):
+            parts[name] = [row for row in at_plan if keep(row)]
     lines = []
     for pair, fields in shown_pairs(at_plan).items():
+        if "label_auroc" not in fields:
+            continue
         found = []
-        for _, keep in parts:
-            part = [row for row in at_plan if keep(row)]
+        for part in parts.values():
             found.append(difference(paired(part, "label_auroc", *pair), "label_auroc"))
-        if "label_auroc" in fields and set(found) != {"-"}:
+        if set(found) != {"-"}:
             lines.append([" minus ".join(pair), *found])
     if not lines:
         return []
@@ -231,7 +235,7 @@ def separation(rows: list[dict]) -> list[str]:
         "The chance that a query of a label gives it more probability than a query of another one "
         "does. A preference for one label, which costs accuracy, changes nothing here. "
         f"At {rate_text(PLAN_RATE)}; exploratory.",
-        grid([["difference", *(name for name, _ in parts)], *lines]),
+        grid([["difference", *parts], *lines]),
     ]
 
 

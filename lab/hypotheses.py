@@ -32,6 +32,7 @@ MARGIN = 0.05  # of accuracy, in which two methods count as equivalent
 ASIM_MARGIN = 0.05  # how much less `asim` counts as no less
 HALF = 0.5  # of the squared shift
 SETS = comparisons.FEWEST_SETS  # of each hypothesis; of H2 half of them for each of two tasks
+IN_POINTS = ("H1", "H3", "H4", "H5")  # those of accuracy
 POWER = 0.8  # of the smallest difference that a test is likely to see
 
 
@@ -122,11 +123,15 @@ def high(values: list[float], level: float = 1 - LEVEL) -> float:
     return metrics.t_interval(values, level).high
 
 
+def two_sided(name: str, text: str, values: list[float]) -> Answer:
+    """A t test against zero, refuted where the interval lies below it."""
+    return Answer(name, text, values, [], comparisons.p_value(values), high(values) < 0)
+
+
 def headline(rows: list[dict], _) -> Answer:
     """H1: IA2 then SFT is more accurate than SFT."""
     values = differences(rows, R1, "accuracy", "ia2-sft", "sft")
-    p = comparisons.p_value(values)
-    return Answer("H1", "IA2 then SFT minus SFT, accuracy", values, [], p, high(values) < 0)
+    return two_sided("H1", "IA2 then SFT minus SFT, accuracy", values)
 
 
 def constant(_, anatomy: list[dict]) -> Answer:
@@ -141,8 +146,7 @@ def constant(_, anatomy: list[dict]) -> Answer:
                 share = fmean(record["share"] for record in same)
                 by_set.setdefault((run.dataset, number), []).append(share - HALF)
     values = [fmean(shares) for shares in by_set.values() if len(shares) == len(MODELS)]
-    p = comparisons.p_value(values)
-    return Answer("H2", "the constant's share minus .50", values, [], p, high(values) < 0)
+    return two_sided("H2", "the constant's share minus .50", values)
 
 
 def near_and_wrong(rows: list[dict], _) -> Answer:
@@ -175,15 +179,13 @@ def beyond_format(rows: list[dict], _) -> Answer:
 def taken_over(rows: list[dict], _) -> Answer:
     """H6: IA2 takes over from ICL how well it tells the labels apart."""
     values = differences(rows, R1, "label_auroc", "ia2", "base")
-    p = comparisons.p_value(values)
-    return Answer("H6", "ia2 minus base, AUROC of labels", values, [], p, high(values) < 0)
+    return two_sided("H6", "ia2 minus base, AUROC of labels", values)
 
 
 def told_apart(rows: list[dict], _) -> Answer:
     """H7: IA2 then SFT tells the labels apart better than SFT."""
     values = differences(rows, R1, "label_auroc", "ia2-sft", "sft")
-    p = comparisons.p_value(values)
-    return Answer("H7", "ia2-sft minus sft, AUROC of labels", values, [], p, high(values) < 0)
+    return two_sided("H7", "ia2-sft minus sft, AUROC of labels", values)
 
 
 SECONDARY: tuple[Callable, ...] = (
@@ -211,7 +213,7 @@ def word(answer: Answer, p: float) -> str:
 
 
 def line(answer: Answer, adjusted: float) -> list[str]:
-    factor, digits = (100, 1) if ", accuracy" in answer.text else (1, 3)
+    factor, digits = (100, 1) if answer.name in IN_POINTS else (1, 3)
     text = interval(answer.values, factor, digits, "+")
     if answer.also:
         text += f" (asim {interval(answer.also, 1, 3, '+')})"

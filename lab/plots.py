@@ -458,12 +458,7 @@ def against_priming(rows: list[dict]) -> dict[str, Figure]:
     pictures = {}
     at_plan = at_rate(comparisons.planned(rows), comparisons.PLAN_RATE)
     for same in group(at_plan, SETTING).values():
-        lines = {}
-        for method in methods(same):
-            by_set = comparisons.paired(same, "accuracy", method, "ia2-sft")
-            is_shown = len(by_set) > 2  # an interval over two sets would be wider than all others
-            if is_shown and method not in ("base", "ia2-sft"):
-                lines[method] = [100 * value for value in by_set.values()]
+        lines = lines_against(same, "accuracy", "ia2-sft")
         if any(name.endswith("-sft") for name in lines):
             name = setting_name(same[0])
             title = f"{name}: method minus IA2 then SFT, mean over tests"
@@ -477,27 +472,38 @@ def against_base(rows: list[dict]) -> dict[str, Figure]:
     """
     pictures = {}
     at_plan = at_rate(comparisons.planned(rows), comparisons.PLAN_RATE)
-    fields = {
-        "accuracy_among_labels": "accuracy among the labels, points",
-        "label_auroc": "AUROC of labels, hundredths",
-    }
     for same in group(at_plan, SETTING).values():
-        lines = {field: {} for field in fields}
-        for method in methods(same):
-            found = [comparisons.paired(same, field, method, "base") for field in fields]
-            if method != "base" and min(map(len, found)) > 2:
-                for field, by_set in zip(fields, found):
-                    lines[field][method] = [100 * value for value in by_set.values()]
-        count = len(lines["label_auroc"])
-        if count:
-            figure, axes = panels(2, 6.5, 1.7 + 0.38 * count, sharey=True)
-            for axis, (field, head) in zip(axes, fields.items()):
-                draw_forest(axis, lines[field], head)
-            legend_below(figure)
-            title = f"{setting_name(same[0])}: method minus base, mean over tests"
-            figure.suptitle(wrapped(title, figure), fontsize="medium")
-            pictures[f"{setting_name(same[0])} beside base {len(pictures)}"] = figure
+        panel_lines = {
+            "accuracy among the labels, points": lines_against(
+                same, "accuracy_among_labels", "base"
+            ),
+            "AUROC of labels, hundredths": lines_against(same, "label_auroc", "base"),
+        }
+        shown = set.intersection(*map(set, panel_lines.values()))
+        if not shown:
+            continue
+        figure, axes = panels(2, 6.5, 1.7 + 0.38 * len(shown), sharey=True)
+        for axis, (head, lines) in zip(axes, panel_lines.items()):
+            kept = {method: values for method, values in lines.items() if method in shown}
+            draw_forest(axis, kept, head)
+        legend_below(figure)
+        name = setting_name(same[0])
+        title = f"{name}: method minus base, mean over tests"
+        figure.suptitle(wrapped(title, figure), fontsize="medium")
+        pictures[f"{name} beside base {len(pictures)}"] = figure
     return pictures
+
+
+def lines_against(rows: list[dict], field: str, other: str) -> dict[str, list[float]]:
+    """{method: its differences from another one, in hundredths} of methods with three sets or more;
+    an interval over two would be wider than all others.
+    """
+    lines = {}
+    for method in methods(rows):
+        by_set = comparisons.paired(rows, field, method, other)
+        if len(by_set) > 2 and method not in ("base", other):
+            lines[method] = [100 * value for value in by_set.values()]
+    return lines
 
 
 def setting_name(row: dict) -> str:

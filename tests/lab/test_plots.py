@@ -36,6 +36,17 @@ def plotted(axis):
         yield [bar.get_x(), bar.get_x() + bar.get_width()], [bar.get_y() + bar.get_height()]
 
 
+def ticks_of(axis):
+    """{name of a line of a forest: its few-shot sets' differences}"""
+    ticks = {}
+    first = axis.figure.axes[0]  # the others share its names
+    names = [label.get_text() for label in first.get_yticklabels()]
+    for line in axis.lines:
+        if line.get_marker() == "|" and len(line.get_xdata()):  # not the legend's
+            ticks[names[int(line.get_ydata()[0])]] = list(line.get_xdata())
+    return ticks
+
+
 def texts(figure):
     """All titles, labels and legends of a figure."""
     figure.canvas.draw()
@@ -252,11 +263,7 @@ def test_primers_are_drawn_against_ia2_then_sft():
                 )
     [(name, figure)] = plots.against_priming(rows).items()
     assert "primers" in name
-    ticks = {}
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    for line in figure.axes[0].lines:
-        if line.get_marker() == "|" and len(line.get_xdata()):  # not the legend's
-            ticks[labels[int(line.get_ydata()[0])]] = list(line.get_xdata())
+    ticks = ticks_of(figure.axes[0])
     assert ticks["icl (3)"] == pytest.approx([-10, -10, -10])
     assert ticks["sft (3)"] == pytest.approx([-20, -20, -20])
     assert ticks["mean-sft (3)"] == pytest.approx([-5, 0, 10])
@@ -272,14 +279,10 @@ def test_methods_are_drawn_beside_base_by_two_measures():
             scores = {"accuracy_among_labels": 0.5 + shift, "label_auroc": 0.6 + shift * number}
             rows.append(row(method=method, lr=lr, set=number, **scores))
     [figure] = plots.against_base(rows).values()
-    shown = []
-    for axis in figure.axes:
-        for line in axis.lines:
-            if line.get_marker() == "|" and len(line.get_xdata()):  # not the legend's
-                shown.append(list(line.get_xdata()))
-    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names == ["icl (3)", "sft (3)"]
+    among, apart = (ticks_of(axis) for axis in figure.axes)
+    assert list(among) == list(apart) == ["icl (3)", "sft (3)"]
     expected = [[10, 10, 10], [-20, -20, -20], [0, 10, 20], [0, -20, -40]]
+    shown = [*among.values(), *apart.values()]
     assert shown == [pytest.approx(values) for values in expected]
     unmeasured = [{**each, "label_auroc": None} for each in rows]
     assert plots.against_base(unmeasured) == {}
