@@ -46,6 +46,7 @@ def label_scores(answers: LabelAnswers) -> dict:
         "accuracy": top1_correct.double().mean().item(),
         "ece_top1": ece(answers.confidence.double().clamp(0, 1), top1_correct),
         "accuracy_among_labels": correct.double().mean().item(),
+        "accuracy_batch_calibrated": batch_calibrated_accuracy(probabilities, answers.labels),
         "nll": nll(probabilities, answers.labels),
         "brier": brier(probabilities, answers.labels),
         "gap": (confidence.mean() - correct.double().mean()).item(),
@@ -79,6 +80,19 @@ def outcomes(answers: LabelAnswers) -> list[list]:
 def label_probabilities(answers: LabelAnswers) -> Tensor:
     """The labels' probabilities (N, C), normalised among themselves, in float64."""
     return answers.label_logprobs.double().log_softmax(-1).exp().clamp(0, 1)
+
+
+def batch_calibrated_accuracy(probabilities, labels) -> float:
+    """Accuracy where each label's probabilities (N, C) are divided by their mean over the queries
+    before the likeliest one is taken (batch calibration, Zhou et al., ICLR 2024).
+
+    This takes off most of a preference for some labels. It needs many queries, but not their labels
+    (N), and expects that all labels are about as frequent.
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    mean = probabilities.mean(axis=0)  # (C)
+    chosen = (probabilities / np.maximum(mean, 1e-300)).argmax(axis=1)
+    return float((chosen == np.asarray(labels)).mean())
 
 
 def nll(probabilities: Tensor, labels: Tensor) -> float:

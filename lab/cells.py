@@ -11,6 +11,7 @@ from lab.rows import is_number
 FIELDS = {
     "accuracy": ("accuracy, points", 100, 1),
     "accuracy_among_labels": ("among labels, points", 100, 1),
+    "accuracy_batch_calibrated": ("batch-calibrated, points", 100, 1),
     "label_auroc": ("AUROC of labels", 1, 3),
     "nll": ("NLL", 1, 3),
     "ece": ("ECE", 1, 3),

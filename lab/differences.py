@@ -29,15 +29,30 @@ from support.records import grid
 # Differences that are shown, first minus second, and in which fields. A method that is in none of
 # them is compared with SFT and with IA2 then SFT.
 ACCURACY = ("accuracy",)
-ANSWERS = ("accuracy", "label_auroc")
+# Scores that a preference for some labels costs nothing, or little, and their tables' words.
+SEPARATION = {
+    "label_auroc": (
+        "## How well the labels are told apart: AUROC of labels",
+        "The chance that a query of a label gives it more probability than a query of another one "
+        "does. With two labels a preference for one of them, which costs accuracy, changes "
+        "nothing here.",
+    ),
+    "accuracy_batch_calibrated": (
+        "## Accuracy after batch calibration",
+        "Each label's probabilities are divided by their mean over the test queries before the "
+        "likeliest label is taken (Zhou et al., ICLR 2024). This takes off most of a preference "
+        "for one label. It needs queries, but not their labels.",
+    ),
+}
+ANSWERS = ("accuracy", *SEPARATION)
 # Beside base, which seldom answers with a label of its own accord.
-AMONG_LABELS = ("accuracy_among_labels", "label_auroc")
+AMONG_LABELS = ("accuracy_among_labels", *SEPARATION)
 PAIRS = {
     ("ia2-sft", "sft"): tuple(FIELDS),
     ("ia2-sft", "icl"): tuple(FIELDS),
     ("ia2-sft", "ia2"): ANSWERS,
     ("ia2", "icl"): ANSWERS,
-    ("sft", "icl"): ("accuracy", "label_auroc", "nll", "ece"),
+    ("sft", "icl"): (*ANSWERS, "nll", "ece"),
     ("icl", "base"): AMONG_LABELS,
     ("sft", "base"): (*AMONG_LABELS, "asim", "asim_centred"),
     ("ia2", "base"): AMONG_LABELS,
@@ -213,30 +228,31 @@ def correlation_line(found: list[Column]) -> list[str]:
 
 
 def separation(rows: list[dict]) -> list[str]:
-    """How well labels are told apart: on all few-shot sets, on those of two labels, of one."""
+    """How well labels are told apart: a table for each measure of it."""
+    parts = []
+    for field, (title, text) in SEPARATION.items():
+        lines = separation_lines(rows, field)
+        if len(lines) > 1:
+            rate = f"At {rate_text(PLAN_RATE)}; exploratory."
+            parts += [title, f"{text} {rate}", grid(lines)]
+    return parts
+
+
+def separation_lines(rows: list[dict], wanted: str) -> list[list[str]]:
+    """A head, and a line for each pair: on all few-shot sets, on those of two labels, of one."""
     at_plan = at_rate(rows, PLAN_RATE)
     parts = {}
     for name, keep in parts_of(at_plan):
         if name in ("all", TWO_LABELS, ONE_LABEL):
             parts[name] = [row for row in at_plan if keep(row)]
-    lines = []
+    lines = [["difference", *parts]]
     for pair, fields in shown_pairs(at_plan).items():
-        if "label_auroc" not in fields:
+        if wanted not in fields:
             continue
-        found = []
-        for part in parts.values():
-            found.append(difference(paired(part, "label_auroc", *pair), "label_auroc"))
+        found = [difference(paired(part, wanted, *pair), wanted) for part in parts.values()]
         if set(found) != {"-"}:
             lines.append([" minus ".join(pair), *found])
-    if not lines:
-        return []
-    return [
-        "## How well the labels are told apart: AUROC of labels",
-        "The chance that a query of a label gives it more probability than a query of another one "
-        "does. A preference for one label, which costs accuracy, changes nothing here. "
-        f"At {rate_text(PLAN_RATE)}; exploratory.",
-        grid([["difference", *parts], *lines]),
-    ]
+    return lines
 
 
 # ---- all that is explored ------------------------------------------------------------------------

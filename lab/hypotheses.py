@@ -2,7 +2,7 @@
 
     python -m lab.hypotheses results/*/results.jsonl --anatomy results/anatomy/anatomy.jsonl
 
-H1 is the primary test. H2 to H7 are secondary: their p values are adjusted together by Holm's
+H1 is the primary test. H2 to H8 are secondary: their p values are adjusted together by Holm's
 method, in which one that is not run yet counts as 1. Each has rows of its own; rows of other
 models, dtypes, tasks or recipes are not looked at. A few-shot set is one value, the mean over its
 tests (of H2 over both models, too), once all of them are there. There is no verdict before a run is
@@ -32,7 +32,7 @@ MARGIN = 0.05  # of accuracy, in which two methods count as equivalent
 ASIM_MARGIN = 0.05  # how much less `asim` counts as no less
 HALF = 0.5  # of the squared shift
 SETS = comparisons.FEWEST_SETS  # of each hypothesis; of H2 half of them for each of two tasks
-IN_POINTS = ("H1", "H3", "H4", "H5")  # those of accuracy
+IN_POINTS = ("H1", "H3", "H4", "H5", "H8")  # those of accuracy
 POWER = 0.8  # of the smallest difference that a test is likely to see
 
 
@@ -177,7 +177,7 @@ def beyond_format(rows: list[dict], _) -> Answer:
 
 
 def taken_over(rows: list[dict], _) -> Answer:
-    """H6: IA2 takes over from ICL how well it tells the labels apart."""
+    """H6: IA2 tells the labels apart better than the base model."""
     values = differences(rows, R1, "label_auroc", "ia2", "base")
     return two_sided("H6", "ia2 minus base, AUROC of labels", values)
 
@@ -188,6 +188,12 @@ def told_apart(rows: list[dict], _) -> Answer:
     return two_sided("H7", "ia2-sft minus sft, AUROC of labels", values)
 
 
+def calibrated(rows: list[dict], _) -> Answer:
+    """H8: with batch calibration IA2 then SFT is more accurate than SFT."""
+    values = differences(rows, R1, "accuracy_batch_calibrated", "ia2-sft", "sft")
+    return two_sided("H8", "ia2-sft minus sft, accuracy after batch calibration", values)
+
+
 SECONDARY: tuple[Callable, ...] = (
     constant,
     near_and_wrong,
@@ -195,6 +201,7 @@ SECONDARY: tuple[Callable, ...] = (
     beyond_format,
     taken_over,
     told_apart,
+    calibrated,
 )
 
 
@@ -240,7 +247,7 @@ def adjusted_together(p_values: list[float]) -> list[float]:
 
 
 def table(rows: list[dict], anatomy: list[dict]) -> str:
-    """H1 to H7 with intervals, p values and verdicts."""
+    """H1 to H8 with intervals, p values and verdicts."""
     rows = [row for row in rows if not comparisons.is_former(row)]
     primary = headline(rows, anatomy)
     answers = [hypothesis(rows, anatomy) for hypothesis in SECONDARY]

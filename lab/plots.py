@@ -466,23 +466,27 @@ def against_priming(rows: list[dict]) -> dict[str, Figure]:
     return pictures
 
 
+BESIDE_BASE = {
+    "accuracy_among_labels": "accuracy among the labels, points",
+    "accuracy_batch_calibrated": "after batch calibration, points",
+    "label_auroc": "AUROC of labels, hundredths",
+}
+
+
 def against_base(rows: list[dict]) -> dict[str, Figure]:
-    """{name: every method minus base at the planned rate, by accuracy among the labels and by how
-    well the labels are told apart} for each setting whose rows have both.
+    """{name: every method minus base at the planned rate, by accuracy among the labels, the same
+    after batch calibration, and AUROC of labels} for each setting whose rows have all three.
     """
     pictures = {}
     at_plan = at_rate(comparisons.planned(rows), comparisons.PLAN_RATE)
     for same in group(at_plan, SETTING).values():
-        panel_lines = {
-            "accuracy among the labels, points": lines_against(
-                same, "accuracy_among_labels", "base"
-            ),
-            "AUROC of labels, hundredths": lines_against(same, "label_auroc", "base"),
-        }
+        panel_lines = {}
+        for field, head in BESIDE_BASE.items():
+            panel_lines[head] = lines_against(same, field, "base")
         shown = set.intersection(*map(set, panel_lines.values()))
         if not shown:
             continue
-        figure, axes = panels(2, 6.5, 1.7 + 0.38 * len(shown), sharey=True)
+        figure, axes = panels(3, 4.3, 1.7 + 0.38 * len(shown), sharey=True)
         for axis, (head, lines) in zip(axes, panel_lines.items()):
             kept = {method: values for method, values in lines.items() if method in shown}
             draw_forest(axis, kept, head)

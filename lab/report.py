@@ -28,7 +28,7 @@ from lab.rows import (
     set_count,
     setting,
     varied_options,
-    with_label_auroc,
+    with_later_scores,
 )
 from support import cli, records
 from support.cli import UserError, log
@@ -61,6 +61,7 @@ class Column:
 COLUMNS = (
     Column("accuracy", "accuracy %", 100, 1),
     Column("accuracy_among_labels", "among labels %", 100, 1),
+    Column("accuracy_batch_calibrated", "batch-calibrated %", 100, 1),
     Column("label_auroc", "AUROC of labels"),
     Column("label_mass", "label mass %", 100, 1),
     Column("nll", "NLL"),
@@ -252,7 +253,7 @@ def read_all(files: list[str]) -> list[dict]:
     for file in files:
         if not Path(file).exists():
             raise UserError(f"there is no results file {file}; give the path of a results.jsonl")
-        own = [with_label_auroc(row) for row in records.read_rows(file)]
+        own = [with_later_scores(row) for row in records.read_rows(file)]
         rows += [row for row in own if records.row_key(row) not in there]
         there |= {records.row_key(row) for row in own}
     return rows

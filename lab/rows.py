@@ -44,6 +44,7 @@ SCORES = (
     "accuracy",
     "ece_top1",
     "accuracy_among_labels",
+    "accuracy_batch_calibrated",
     "nll",
     "brier",
     "gap",
@@ -98,13 +99,21 @@ def options(row: dict) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(pairs))
 
 
-def with_label_auroc(row: dict) -> dict:
-    """The row with `label_auroc`; of one made before this was measured, from its outcomes."""
-    if "label_auroc" in row or not row.get("labels") or not row.get("outcomes"):
+# Scores that came later than some rows, and that their outcomes are enough for.
+LATER_SCORES = {
+    "label_auroc": metrics.label_auroc,
+    "accuracy_batch_calibrated": metrics.batch_calibrated_accuracy,
+}
+
+
+def with_later_scores(row: dict) -> dict:
+    """The row with the scores that were not measured yet when it was made."""
+    missing = [field for field in LATER_SCORES if field not in row]
+    if not missing or not row.get("labels") or not row.get("outcomes"):
         return row
     labels = np.array([outcome[0] for outcome in row["outcomes"]])
     probabilities = np.array([outcome[-1] for outcome in row["outcomes"]])
-    return {**row, "label_auroc": metrics.label_auroc(probabilities, labels)}
+    return {**row, **{field: LATER_SCORES[field](probabilities, labels) for field in missing}}
 
 
 def has_one_label(row: dict) -> bool:

@@ -75,6 +75,7 @@ def test_label_scores_take_the_vocabulary_for_top1_and_the_labels_for_the_rest(s
         "accuracy": multiclass_accuracy(vocabulary, gold, num_classes=9, average="micro"),
         "ece_top1": multiclass_calibration_error(vocabulary, gold, num_classes=9, n_bins=15),
         "accuracy_among_labels": multiclass_accuracy(among, labels, 4, average="micro"),
+        "accuracy_batch_calibrated": batch_calibrated_by_loop(among.tolist(), labels.tolist()),
         "nll": np.mean([-math.log(among[i, label]) for i, label in enumerate(labels)]),
         "brier": np.mean([brier_of(row, label) for row, label in zip(among, labels.tolist())]),
         "gap": confidence.mean() - correct.double().mean(),
@@ -153,6 +154,26 @@ def test_nll_is_the_cross_entropy():
     certain = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     assert metrics.nll(certain, torch.tensor([0])) == 0
     assert math.isfinite(metrics.nll(certain, torch.tensor([1])))
+
+
+def batch_calibrated_by_loop(probabilities, labels):
+    columns = list(zip(*probabilities))
+    prior = [sum(column) / len(column) for column in columns]
+    right = 0
+    for row, label in zip(probabilities, labels):
+        ratios = [p / q for p, q in zip(row, prior)]
+        right += ratios.index(max(ratios)) == label
+    return right / len(labels)
+
+
+def test_batch_calibration_takes_off_a_preference():
+    labels = np.array([1, 1, 0, 0])
+    positive = np.array([0.99, 0.98, 0.9, 0.8])  # "positive" to all, though more to the positive
+    both = np.stack([1 - positive, positive], axis=1)
+    assert (both.argmax(axis=1) == labels).mean() == 0.5
+    assert metrics.batch_calibrated_accuracy(both, labels) == 1
+    never = np.array([[1.0, 0.0], [1.0, 0.0]])  # a label that no query may have is never taken
+    assert metrics.batch_calibrated_accuracy(never, np.array([0, 1])) == 0.5
 
 
 def brier_of(probabilities, label):

@@ -103,14 +103,21 @@ def test_the_headline_is_a_two_sided_test_of_the_large_models_rows(gain, word):
 
 
 @pytest.mark.parametrize("gain, word", [(0.2, "holds"), (0.0, "undecided"), (-0.2, "refuted")])
-@pytest.mark.parametrize("name, first, second", [("H6", "ia2", "base"), ("H7", "ia2_sft", "sft")])
+@pytest.mark.parametrize(
+    "name, first, second, field",
+    [
+        ("H6", "ia2", "base", "label_auroc"),
+        ("H7", "ia2_sft", "sft", "label_auroc"),
+        ("H8", "ia2_sft", "sft", "accuracy_batch_calibrated"),
+    ],
+)
 def test_how_well_labels_are_told_apart_is_asked_of_the_large_model(
-    name, first, second, gain, word
+    name, first, second, field, gain, word
 ):
     values = {first: flat(around(0.7 + gain, 0.05)), second: flat(around(0.7, 0.05, seed=1))}
     rows = []
     for row in rows_of(hypotheses.R1, **values):
-        rows.append({**row, "label_auroc": row["accuracy"], "accuracy": 0.5})
+        rows.append({**row, field: row["accuracy"], "accuracy": 0.5})
     assert verdicts(rows)[name][-1] == word
 
 
@@ -190,9 +197,9 @@ def test_secondary_p_values_are_adjusted_together():
     both = alone + rows_of(hypotheses.R2, mean_sft=flat(around(0.75, 0.2, seed=5)))
     values = [one - two for one, two in zip(base, other)]
     p = stats.ttest_1samp(values, 0).pvalue
-    others = [1.0] * 4  # H2, H3, H6 and H7 are not run and count as 1, and so does H4 at first
+    others = [1.0] * 5  # H2, H3 and H6 to H8 are not run and count as 1, and so does H4 at first
     adjusted = float("0" + verdicts(alone)["H5"][6])
     assert adjusted == pytest.approx(comparisons.holm([p, 1.0, *others])[0], abs=1e-4)
-    assert adjusted == pytest.approx(6 * p, abs=1e-4)
+    assert adjusted == pytest.approx(7 * p, abs=1e-4)
     adjusted = float("0" + verdicts(both)["H5"][6])
     assert adjusted == pytest.approx(comparisons.holm([p, 0.9, *others])[0], abs=1e-4)

@@ -271,18 +271,27 @@ def test_primers_are_drawn_against_ia2_then_sft():
     assert plots.against_priming(set_rows()) == {}, "no primer but IA2"
 
 
-def test_methods_are_drawn_beside_base_by_two_measures():
+def test_methods_are_drawn_beside_base_by_three_measures():
     rows = []
     for method, shift in (("base", 0.0), ("icl", 0.1), ("sft", -0.2)):
         for number in range(3):
             lr = 3e-4 if method == "sft" else None
-            scores = {"accuracy_among_labels": 0.5 + shift, "label_auroc": 0.6 + shift * number}
+            scores = {
+                "accuracy_among_labels": 0.5 + shift,
+                "accuracy_batch_calibrated": 0.7 + shift / 2,
+                "label_auroc": 0.6 + shift * number,
+            }
             rows.append(row(method=method, lr=lr, set=number, **scores))
     [figure] = plots.against_base(rows).values()
-    among, apart = (ticks_of(axis) for axis in figure.axes)
-    assert list(among) == list(apart) == ["icl (3)", "sft (3)"]
-    expected = [[10, 10, 10], [-20, -20, -20], [0, 10, 20], [0, -20, -40]]
-    shown = [*among.values(), *apart.values()]
-    assert shown == [pytest.approx(values) for values in expected]
+    expected = [
+        {"icl (3)": [10, 10, 10], "sft (3)": [-20, -20, -20]},
+        {"icl (3)": [5, 5, 5], "sft (3)": [-10, -10, -10]},
+        {"icl (3)": [0, 10, 20], "sft (3)": [0, -20, -40]},
+    ]
+    for axis, ticks in zip(figure.axes, expected):
+        shown = ticks_of(axis)
+        assert list(shown) == list(ticks)
+        for method, values in ticks.items():
+            assert shown[method] == pytest.approx(values)
     unmeasured = [{**each, "label_auroc": None} for each in rows]
     assert plots.against_base(unmeasured) == {}

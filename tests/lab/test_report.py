@@ -390,11 +390,14 @@ def test_how_well_labels_are_told_apart_is_told_of_sets_of_two_labels_and_of_one
             for label, both in zip((0, 1, number, 1), shares):
                 outcomes.append([label, int(both[1] > both[0]), None, 0.1, both])
             kept = row(method, number, train_labels=labels, outcomes=outcomes)
-            rows.append(result_rows.with_label_auroc(kept))
+            rows.append(result_rows.with_later_scores(kept))
     assert [each["label_auroc"] for each in rows] == pytest.approx([3 / 4, 1, 1 / 3, 1])
+    # Divided by the means, .575 and .475 of yes: yes where its ratio is the larger one.
+    assert [each["accuracy_batch_calibrated"] for each in rows] == [0.5, 1, 0.25, 0.75]
     text = "\n".join(differences.separation(rows))
     assert "| ia2-sft minus sft | +0.458" in re.sub(" +", " ", text)
     assert "| +0.250, 1 set | +0.667, 1 set |" in re.sub(" +", " ", text)
+    assert "| +50.0, 1 set | +50.0, 1 set |" in re.sub(" +", " ", text)
     assert differences.separation([row("sft"), row("ia2-sft")]) == []
 
 
