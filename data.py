@@ -153,7 +153,9 @@ def load_with_tests(
 
     Raises UserError where a model that is trained on the one cannot be tested on the other.
     """
-    test_names = list(dict.fromkeys(test_names or [name]))
+    name = tasks.find_task(name).name  # as a folder's name is shown: `my_task/`
+    wanted = [tasks.find_task(test_name).name for test_name in test_names]
+    test_names = list(dict.fromkeys(wanted or [name]))
     found = load_alike([name, *test_names], tokenizer, options)
     others = [test for other, test in found.items() if other != name]
     found[name] = without_tested(found[name], others)

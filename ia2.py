@@ -134,13 +134,14 @@ def few_shot_targets(model, tokenizer, few_shot, max_tokens=1) -> tuple[list[Tar
     dev = []
     for example in few_shot.dev:
         dev.append(collect_target(model, tokenizer, example, few_shot.demos, max_tokens))
-    say_if_cut(targets + dev, tokenizer.eos_token_id, max_tokens)
+    if few_shot.train[0].label is None:
+        say_if_cut(targets + dev, tokenizer.eos_token_id, max_tokens)
     return targets, dev
 
 
 def say_if_cut(targets: list[Target], end: int, max_tokens: int) -> None:
-    """Print how many true responses do not fit, and therefore lack their end token."""
-    cut = [target for target in targets if max_tokens > 1 and target.gold[-1] != end]
+    """Print how many free-text responses do not fit, and therefore lack their end token."""
+    cut = [target for target in targets if target.gold[-1] != end]
     if cut:
         log(f"{len(cut)} of {len(targets)} responses are cut to {max_tokens} tokens (--max-tokens)")
 
@@ -212,9 +213,9 @@ def train(model, loss_fn: Callable, targets, dev, recipe: Recipe) -> Stage:
     """Minimise a loss over the adapter with Adam.
 
     The dev loss is read every second step and at the end of each epoch, so at every step for up to
-    four examples; training stops after `patience` readings without improvement. The adapter with
-    the lowest dev loss of those read is put back, never the one that the stage began with. Raises
-    UserError if a loss is not finite.
+    four examples; training stops after `patience` readings without improvement. Unless the recipe
+    keeps the last adapter, the one with the lowest dev loss of those read is put back, never the
+    one that the stage began with. Raises UserError if a loss is not finite.
     """
     stage = Stage(loss_fn.__name__.removesuffix("_loss"))
     optimizer = torch.optim.Adam(lora.weights(model).values(), recipe.lr, fused=True)
@@ -299,7 +300,8 @@ def follow(model, path: tuple, targets, dev, recipe: Recipe, trained: dict) -> l
     """Train a path's stages one after the other and leave the last adapter on the model.
 
     `trained` maps paths to where they ended, () to the start. What is in it is not trained again:
-    `ia2-sft` begins with the adapter that `ia2` left. Its paths share examples and recipe.
+    `ia2-sft` begins with the adapter that `ia2` left. Examples and recipe
+    are those of every stage that is still to be trained.
     """
     if path not in trained:
         stages = follow(model, path[:-1], targets, dev, recipe, trained)

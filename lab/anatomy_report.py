@@ -9,7 +9,7 @@ from pathlib import Path
 
 import metrics
 from lab.cells import interval
-from lab.rows import SETTING, TEST, group, is_number, setting
+from lab.rows import SETTING, TEST, apart_from, group, is_number, setting
 from support import records
 from support.cache import write_whole
 from support.cli import UserError
@@ -117,10 +117,7 @@ def group_name(first: dict, firsts: list[dict]) -> str:
     for other in firsts:
         if all(setting(other, field) == setting(first, field) for field in NAMED):
             alike.append(other)
-    for field in GROUPED:
-        if len({setting(other, field) for other in alike}) > 1:
-            names.append(f"{field} {setting(first, field)}")
-    return ", ".join(names)
+    return ", ".join([*names, *apart_from(first, alike, GROUPED)])
 
 
 def tables(found: list[dict]) -> str:

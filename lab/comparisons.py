@@ -76,10 +76,10 @@ def by_dtype(rows: list[dict]) -> list[list[dict]]:
 
 
 def mean_of_rates(by_rate: list[dict[tuple, float]]) -> dict[tuple, float]:
-    """The mean over rates, of the few-shot sets that have all of them."""
-    shared = set.intersection(*(set(each) for each in by_rate)) if by_rate else set()
-    first = by_rate[0] if by_rate else {}
-    return {key: fmean(each[key] for each in by_rate) for key in first if key in shared}
+    """The mean over one rate or more, of the few-shot sets that have all of them."""
+    first, *others = by_rate
+    shared = [few_shot for few_shot in first if all(few_shot in other for other in others)]
+    return {few_shot: fmean(each[few_shot] for each in by_rate) for few_shot in shared}
 
 
 def p_value(values: list[float]) -> float:
@@ -103,8 +103,8 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def verdict(values: list[float], p: float, better: int) -> str:
-    """The word for a test: "holds", "does not hold" (the other way round), "undecided", or "too
-    few sets".
+    """The word for a test: "holds", "does not hold" (the other way round), "undecided", "too few
+    sets", or a dash where there is no p value.
     """
     if math.isnan(p):
         return "-"

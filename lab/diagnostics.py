@@ -24,7 +24,7 @@ from lab.rows import (
 )
 from support.records import grid
 
-ONE_LABEL = 0.95  # share of the answers from which on a method gives one label
+COLLAPSED = 0.95  # share of the answers from which on a method gives one label
 LITTLE = 10  # steps; a stage that kept fewer is counted
 BATCH = 4  # examples a step, `ia2.Recipe.batch_size`
 EPOCHS = {"sft-100": 2}  # times --epochs, of methods of `lab.variants` that train longer
@@ -67,7 +67,7 @@ def set_by_set(rows: list[dict]) -> list[str]:
     return [
         "### Set by set",
         "Accuracy % on each few-shot set; in parentheses the share of the most frequent answer "
-        f"among the labels, where it is {ONE_LABEL:.0%} or more.",
+        f"among the labels, where it is {COLLAPSED:.0%} or more.",
         *parts,
     ]
 
@@ -94,7 +94,7 @@ def set_cell(rows: list[dict]) -> str:
     """`50 (98% one label)` of a method's row on one set, a dash where there is none."""
     text = number(mean(rows, "accuracy"), 100, 0)
     share = mean(rows, "largest_share")
-    if is_number(share) and round(share, 6) >= ONE_LABEL:  # older rows hold float32 numbers
+    if is_number(share) and round(share, 6) >= COLLAPSED:  # older rows hold float32 numbers
         text += f" ({share:.0%} one label)"
     return text
 

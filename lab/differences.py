@@ -1,11 +1,12 @@
 """The report's sections about differences: the tests that were planned, and all that is explored.
 
 `lab/comparisons.py` has the statistics; here they become Markdown. All learning rates stand side by
-side in every table.
+side, but where a table says at which one it is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 from lab import comparisons
@@ -123,11 +124,11 @@ def all_tests(rows: list[dict]) -> list[str]:
 
 
 def primary_test(rows: list[dict], any_row: dict) -> list[str]:
-    """The one test with a verdict of its own, and what it is made of."""
+    """The one planned test, and what it is made of; `lab.hypotheses` gives its verdict."""
     title = "## The primary test: IA2 then SFT minus SFT, accuracy in points"
     former = comparisons.is_former(any_row)
     at_plan = paired(at_rate(rows, PLAN_RATE), "accuracy", "ia2-sft", "sft")
-    if PLAN_RATE not in rates(rows) or len(at_plan) < 2:
+    if len(at_plan) < 2:
         return [
             title,
             "Not made: it needs rows of sft and ia2-sft on two few-shot sets or more, at "
@@ -156,38 +157,56 @@ def primary_lines(rows: list[dict]) -> list[list[str]]:
     found = columns(rows)
     names = [column.name for column in found]
     lines = [["sets and tests", *names, *(["mean of the rates"] if len(names) > 1 else [])]]
-    for name, keep in parts_of(rows):
-        wanted = [row for row in at_rate(rows, PLAN_RATE) if keep(row)]
+    for part in parts_of(rows):
+        wanted = [row for row in at_rate(rows, PLAN_RATE) if part.holds(row)]
         by_column = []
         for column in found:
-            part = [row for row in column.rows if keep(row)]
-            by_column.append(whole_difference(part, wanted, PRIMARY.field, pair))
+            held = [row for row in column.rows if part.holds(row)]
+            by_column.append(whole_difference(held, wanted, PRIMARY.field, pair))
         cells = [difference(each, PRIMARY.field) for each in by_column]
         if len(names) > 1:
             at_rates = by_column[:-1]  # the last is picked
             mean = comparisons.mean_of_rates(at_rates) if all(at_rates) else {}
             cells.append(difference(mean, PRIMARY.field))
-        lines.append([name, *cells])
+        lines.append([part.name, *cells])
     return lines
 
 
-def parts_of(rows: list[dict]) -> list[tuple]:
-    """(name, function that says whether a row belongs to it) of the parts that are not all."""
-    parts = [("all", lambda row: True)]
-    parts.append(("in domain", lambda row: row["eval_dataset"] == row["dataset"]))
-    parts.append(("out of domain", lambda row: row["eval_dataset"] != row["dataset"]))
-    parts.append((TWO_LABELS, lambda row: not has_one_label(row)))
-    parts.append((ONE_LABEL, has_one_label))
+@dataclass(frozen=True)
+class Part:
+    """Some of the rows, under a name."""
+
+    name: str
+    holds: Callable[[dict], bool]
+
+
+def parts_of(rows: list[dict]) -> list[Part]:
+    """All rows, and the parts that are neither all nor none."""
+    parts = [
+        Part("in domain", lambda row: row["eval_dataset"] == row["dataset"]),
+        Part("out of domain", lambda row: row["eval_dataset"] != row["dataset"]),
+        Part(TWO_LABELS, lambda row: row.get("labels") and not has_one_label(row)),
+        Part(ONE_LABEL, has_one_label),
+    ]
     for field in ("n", "labels", "model", "dataset"):
-        values = dict.fromkeys(row.get(field) for row in rows)
+        values = dict.fromkeys(row[field] for row in rows if row.get(field) is not None)
         for value in sorted(values) if field == "n" else values:
-            name = {"n": f"n = {value}", "labels": f"{value} as labels"}.get(field, str(value))
-            parts.append((name, lambda row, field=field, value=value: row.get(field) == value))
-    kept = parts[:1]
-    for name, keep in parts[1:]:
-        if 0 < sum(map(keep, rows)) < len(rows):
-            kept.append((name, keep))
+            parts.append(Part(part_name(field, value), partial(has_value, field, value)))
+    kept = [Part("all", lambda row: True)]
+    for part in parts:
+        if 0 < sum(bool(part.holds(row)) for row in rows) < len(rows):
+            kept.append(part)
     return kept
+
+
+def part_name(field: str, value) -> str:
+    if field == "n":
+        return f"n = {value}"
+    return f"{value} as labels" if field == "labels" else str(value)
+
+
+def has_value(field: str, value, row: dict) -> bool:
+    return row.get(field) == value
 
 
 def secondary_tests(rows: list[dict]) -> list[str]:
@@ -242,14 +261,14 @@ def separation_lines(rows: list[dict], wanted: str) -> list[list[str]]:
     """A head, and a line for each pair: on all few-shot sets, on those of two labels, of one."""
     at_plan = at_rate(rows, PLAN_RATE)
     parts = {}
-    for name, keep in parts_of(at_plan):
-        if name in ("all", TWO_LABELS, ONE_LABEL):
-            parts[name] = [row for row in at_plan if keep(row)]
+    for part in parts_of(at_plan):
+        if part.name in ("all", TWO_LABELS, ONE_LABEL):
+            parts[part.name] = [row for row in at_plan if part.holds(row)]
     lines = [["difference", *parts]]
     for pair, fields in shown_pairs(at_plan).items():
         if wanted not in fields:
             continue
-        found = [difference(paired(part, wanted, *pair), wanted) for part in parts.values()]
+        found = [difference(paired(held, wanted, *pair), wanted) for held in parts.values()]
         if set(found) != {"-"}:
             lines.append([" minus ".join(pair), *found])
     return lines

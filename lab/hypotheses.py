@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 
 from scipy import stats
 
@@ -38,29 +38,41 @@ POWER = 0.8  # of the smallest difference that a test is likely to see
 
 @dataclass(frozen=True)
 class Run:
-    """Which rows a run of the plan makes, of one model trained on one task with n = 4."""
+    """Which rows a run of the plan makes, of one model trained on one task: in float32, with n = 4,
+    seed 0 and random few-shot sets.
+    """
 
     model: str
-    dtype: str
+    labels: str  # how they are written
     dataset: str
     tests: tuple[str, ...]
+    queries: int  # of each test
 
     def made(self, row: dict) -> bool:
-        found = (row["model"], row.get("dtype"), row["dataset"], row["n"])
-        planned = (self.model, self.dtype, self.dataset, 4)
-        return found == planned and row["eval_dataset"] in self.tests
+        wanted = {
+            "model": self.model,
+            "labels": self.labels,
+            "dataset": self.dataset,
+            "test": self.queries,
+            "dtype": "float32",
+            "n": 4,
+            "seed": 0,
+            "balanced": False,
+        }
+        is_wanted = all(row.get(field) == value for field, value in wanted.items())
+        return is_wanted and row["eval_dataset"] in self.tests
 
 
-MIDDLE = ("qwen2.5-coder-0.5b", "float32")
-LARGE = ("qwen2.5-coder-1.5b", "float32")
+MIDDLE = ("qwen2.5-coder-0.5b", "words")
+LARGE = ("qwen2.5-coder-1.5b", "digits")
 MODELS = (MIDDLE, LARGE)
 R0 = tuple(
-    Run(*model, dataset, (dataset, other))
+    Run(*model, dataset, (dataset, other), queries=60)
     for model in MODELS
     for dataset, other in (("sst2", "finsen"), ("movies", "amazon"))
 )
-R1 = Run(*LARGE, "sst2", ("sst2", "finsen", "poems"))
-R2 = Run(*MIDDLE, "movies", ("movies", "amazon"))
+R1 = Run(*LARGE, "sst2", ("sst2", "finsen", "poems"), queries=60)
+R2 = Run(*MIDDLE, "movies", ("movies", "amazon"), queries=100)
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -85,8 +97,8 @@ def smallest_difference(values: list[float]) -> float:
     if len(values) < 2:
         return math.nan
     freedom = len(values) - 1
-    half = (metrics.t_interval(values).high - fmean(values)) / stats.t.ppf(1 - LEVEL / 2, freedom)
-    return float((stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)) * half)
+    error = stdev(values) / math.sqrt(len(values))
+    return float((stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)) * error)
 
 
 # ---- the hypotheses ------------------------------------------------------------------------------
@@ -115,12 +127,12 @@ def differences(rows: list[dict], run: Run, field: str, first: str, second: str)
     return list(paired(whole, field, first, second).values())
 
 
-def low(values: list[float], level: float = 1 - LEVEL) -> float:
-    return metrics.t_interval(values, level).low
+def low(values: list[float]) -> float:
+    return metrics.t_interval(values, 1 - LEVEL).low
 
 
-def high(values: list[float], level: float = 1 - LEVEL) -> float:
-    return metrics.t_interval(values, level).high
+def high(values: list[float]) -> float:
+    return metrics.t_interval(values, 1 - LEVEL).high
 
 
 def two_sided(name: str, text: str, values: list[float]) -> Answer:
@@ -207,7 +219,7 @@ SECONDARY: tuple[Callable, ...] = (
 
 def word(answer: Answer, p: float) -> str:
     """The verdict by the plan's rules; none before all few-shot sets are there."""
-    if math.isnan(p):
+    if not answer.values:
         return "not run"
     if len(answer.values) < SETS:
         return f"none yet, {SETS} sets are planned"

@@ -24,6 +24,7 @@ from lab.rows import (
     SETTING,
     TEST,
     Arm,
+    apart_from,
     arms,
     at_rate,
     check_rows,
@@ -431,16 +432,23 @@ def forest_lines(rows: list[dict]) -> dict[str, list[float]]:
     are averaged.
     """
     lines = {}
-    for same in in_order_of_n(comparisons.planned(rows)):
+    settings = in_order_of_n(comparisons.planned(rows))
+    firsts = [same[0] for same in settings]
+    for same in settings:
         row = same[0]
-        labels = f", {row['labels']}" if row.get("labels") else ""
+        alike = [other for other in firsts if forest_name(other) == forest_name(row)]
+        names = [forest_name(row), *apart_from(row, alike, SETTING)]
         for lr in rates(same):
             by_set = comparisons.paired(at_rate(same, lr), "accuracy", "ia2-sft", "sft")
             if by_set:
-                model, dataset = shortened(row["model"]), shortened(row["dataset"])
-                name = f"{model}, {dataset}{labels}, n = {row['n']}, {rate_text(lr)}"
+                name = ", ".join([*names, rate_text(lr)])
                 lines[name] = [100 * value for value in by_set.values()]
     return lines
+
+
+def forest_name(row: dict) -> str:
+    labels = f", {row['labels']}" if row.get("labels") else ""
+    return f"{shortened(row['model'])}, {shortened(row['dataset'])}{labels}, n = {row['n']}"
 
 
 def in_order_of_n(rows: list[dict]) -> list[list[dict]]:
@@ -479,17 +487,17 @@ def against_base(rows: list[dict]) -> dict[str, Figure]:
     """
     pictures = {}
     at_plan = at_rate(comparisons.planned(rows), comparisons.PLAN_RATE)
-    for same in group(at_plan, SETTING).values():
+    measured = [row for row in at_plan if all(is_number(row.get(field)) for field in BESIDE_BASE)]
+    for same in group(measured, SETTING).values():
         panel_lines = {}
         for field, head in BESIDE_BASE.items():
             panel_lines[head] = lines_against(same, field, "base")
-        shown = set.intersection(*map(set, panel_lines.values()))
+        shown = next(iter(panel_lines.values()))
         if not shown:
             continue
         figure, axes = panels(3, 4.3, 1.7 + 0.38 * len(shown), sharey=True)
         for axis, (head, lines) in zip(axes, panel_lines.items()):
-            kept = {method: values for method, values in lines.items() if method in shown}
-            draw_forest(axis, kept, head)
+            draw_forest(axis, lines, head)
         legend_below(figure)
         name = setting_name(same[0])
         title = f"{name}: method minus base, mean over tests"

@@ -25,7 +25,7 @@ from lab.rows import (
     pick_by_dev,
     pick_by_test,
     rates,
-    set_count,
+    sets_of,
     setting,
     varied_options,
     with_later_scores,
@@ -145,7 +145,7 @@ def score_tables(rows: list[dict]) -> list[str]:
         parts += with_and_without(at_rate(rows, lr))
     parts.append(
         "Each method at the rate with its lowest cross-entropy on the true answers of the dev "
-        "examples:"
+        "examples, among the rates that have all its few-shot sets:"
     )
     return [*parts, grid(method_lines(pick_by_dev(rows)))]
 
@@ -185,8 +185,9 @@ def method_lines(rows: list[dict]) -> list[list[str]]:
 
 def sets_text(rows: list[dict]) -> str:
     """How many few-shot sets, and how many of them have one label among the training examples."""
-    few = set_count(row for row in rows if has_one_label(row))
-    return f"{set_count(rows)}, {few} of one label" if few else str(set_count(rows))
+    count = len(sets_of(rows))
+    few = len(sets_of(row for row in rows if has_one_label(row)))
+    return f"{count}, {few} of one label" if few else str(count)
 
 
 def sure_text(rows: list[dict]) -> str:

@@ -151,6 +151,18 @@ def group(rows: Iterable[dict], fields: Iterable[str]) -> dict[tuple[str, ...], 
     return groups
 
 
+def apart_from(row: dict, others: Iterable[dict], fields: Iterable[str]) -> list[str]:
+    """What tells a row apart from others of the same name: as few of the fields as do."""
+    words = []
+    others = list(others)
+    for field in fields:
+        alike = [other for other in others if setting(other, field) == setting(row, field)]
+        if len(alike) < len(others) and row.get(field) is not None:
+            words.append(f"{field} {row[field]}")
+        others = alike
+    return words
+
+
 def check_rows(rows: list[dict]) -> None:
     """Raise UserError for rows that cannot be averaged over few-shot sets.
 
@@ -212,8 +224,8 @@ def methods(rows: Iterable[dict]) -> list[str]:
     return [*first, *(method for method in found if method not in first)]
 
 
-def set_count(rows: Iterable[dict]) -> int:
-    return len({row["set"] for row in rows})
+def sets_of(rows: Iterable[dict]) -> set:
+    return {row["set"] for row in rows}
 
 
 # ---- arms: a method and how it was trained -------------------------------------------------------
@@ -270,10 +282,11 @@ def at_rate(rows: Iterable[dict], lr: float) -> list[dict]:
 
 
 def whole_rates(rows: list[dict]) -> list[list[dict]]:
-    """The rows of each rate, without rates that lack some of the few-shot sets."""
-    by_rate = list(group(rows, ["lr"]).values())
-    most = max(set_count(same) for same in by_rate)
-    return [same for same in by_rate if set_count(same) == most]
+    """The rows of each rate that has all the few-shot sets: means over other sets would differ by
+    the sets. None may have.
+    """
+    every = sets_of(rows)
+    return [same for same in group(rows, ["lr"]).values() if sets_of(same) == every]
 
 
 def pick_by_dev(rows: list[dict]) -> list[dict]:
@@ -295,13 +308,16 @@ def pick_by_test(rows: list[dict]) -> list[dict]:
 def pick(rows: list[dict], fields: Iterable[str], score: str, better: int) -> list[dict]:
     """Within rows that share the fields, of each arm the rate with the best mean of a score.
 
-    `better` is 1 for the highest and -1 for the lowest. An arm of several rates that lack the
-    score is left out; base and ICL, which have no rate, stay.
+    `better` is 1 for the highest and -1 for the lowest. Only rates with all of an arm's few-shot
+    sets are compared. An arm without such a rate, or of several rates that lack the score, is left
+    out; base and ICL, which have no rate, stay.
     """
     picked = []
     for same in group(rows, fields).values():
         for arm in arms(same):
             candidates = whole_rates([row for row in same if arm.holds(row)])
+            if not candidates:
+                continue
             best = max(candidates, key=lambda each: better * mean(each, score, -better * math.inf))
             if len(candidates) == 1 or is_number(mean(best, score)):
                 picked += best

@@ -43,7 +43,7 @@ class Method:
     path: tuple[str, ...] = ()  # stages, trained one after the other
     steered: bool = False  # the steering vector is in place, in training and in evaluation
     epochs: int = 1  # times --epochs
-    stops_early: bool = True  # or all epochs are trained; the best adapter is kept all the same
+    stops_early: bool = True  # or all epochs are trained
     corrected: bool = False  # in evaluation, by what a content-free query is answered
 
 

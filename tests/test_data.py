@@ -316,6 +316,14 @@ def test_two_folders_with_the_same_rows_are_refused(tokenizer, tmp_path):
     data.load_with_tests(str(folders[0]), [str(folders[1])], tokenizer)
 
 
+def test_one_folder_may_be_named_in_two_ways(tokenizer, tmp_path, monkeypatch):
+    own(tmp_path / "mine", COLOURS[:4], COLOURS[4:])
+    monkeypatch.chdir(tmp_path)
+    for names in (["mine/"], ["./mine", "mine/"], [str(tmp_path / "mine")]):
+        task, tests = data.load_with_tests("mine", names, tokenizer)
+        assert [test.spec.name for test in tests] == ["mine/"] == [task.spec.name]
+
+
 @pytest.mark.parametrize("main", [ia2.main, sweep.main, adapters.main])
 def test_every_command_refuses_two_names_of_the_same_texts(main, call, no_hub, tmp_path):
     """Before a model is loaded: an adapter's folder need not hold weights."""

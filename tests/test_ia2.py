@@ -174,7 +174,7 @@ def test_free_text_targets_equal_one_full_pass_a_token(plain_bundled, tokenizer)
     assert target.gold == gold[:10]
 
 
-@pytest.mark.parametrize("max_tokens, cut", [(4, 3), (7, 1), (40, 0)])
+@pytest.mark.parametrize("max_tokens, cut", [(1, 3), (4, 3), (7, 1), (40, 0)])
 def test_responses_that_do_not_fit_are_counted(max_tokens, cut, tokenizer, capsys):
     responses = (" It is so.", " It is 1.", " It is 2 and more, and more.")
     texts = [data.Example("Question:?\nAnswer:", response) for response in responses]

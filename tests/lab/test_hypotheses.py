@@ -15,6 +15,20 @@ from lab import comparisons, hypotheses
 TRAINED = {"lr": 3e-4, "rank": 8, "epochs": 50, "keep": "best"}
 
 
+def planned_fields(run):
+    """What all rows of a run share."""
+    return {
+        "model": run.model,
+        "labels": run.labels,
+        "dataset": run.dataset,
+        "test": run.queries,
+        "dtype": "float32",
+        "n": 4,
+        "seed": 0,
+        "balanced": False,
+    }
+
+
 def rows_of(run, **methods):
     """Rows that a run would make of methods, each with a list of (accuracy, asim), one for each
     few-shot set; on its first test a tenth above, on the last as much below.
@@ -29,10 +43,7 @@ def rows_of(run, **methods):
                 off = offs.get(test, 0.0) if method.startswith("ia2") else 0.0
                 found = {
                     **trained,
-                    "model": run.model,
-                    "dtype": run.dtype,
-                    "dataset": run.dataset,
-                    "n": 4,
+                    **planned_fields(run),
                     "eval_dataset": test,
                     "method": method,
                     "set": number,
@@ -96,10 +107,14 @@ def test_the_headline_is_a_two_sided_test_of_the_large_models_rows(gain, word):
     faster = [{**row, "lr": 1e-3} for row in rows]
     former = [{**row, "procedure": "1"} for row in rows]
     dtype = [{**row, "dtype": "bfloat16"} for row in rows]
+    seed = [{**row, "seed": 1} for row in rows]
+    style = [{**row, "labels": "words"} for row in rows]
+    longer = [{**row, "test": 100} for row in rows]
     part = [row for row in rows if row["eval_dataset"] != "poems"]  # no set has all its tests
-    for beside in (other, faster, former, dtype, part):
+    for beside in (other, faster, former, dtype, seed, style, longer, part):
         assert verdicts(beside)["H1"][-1] == "not run"
-    assert verdicts(part + other + dtype)["H1"][-1] == "not run"
+    rest = [{**row, "seed": 1} for row in rows if row["eval_dataset"] == "poems"]
+    assert verdicts(part + other + dtype + rest)["H1"][-1] == "not run"
 
 
 @pytest.mark.parametrize("gain, word", [(0.2, "holds"), (0.0, "undecided"), (-0.2, "refuted")])
@@ -163,9 +178,8 @@ def shares_of(runs, shares):
             for test in run.tests:
                 off = 0.1 if test == run.tests[0] else -0.1
                 off += -0.05 if "0.5b" in run.model else 0.05
-                record = {"model": run.model, "dtype": run.dtype, "dataset": run.dataset, "n": 4}
-                record.update(eval_dataset=test, set=number, share=share + off)
-                records.append(record)
+                found = {"eval_dataset": test, "set": number, "share": share + off}
+                records.append({**planned_fields(run), **found})
     return records
 
 
@@ -175,6 +189,8 @@ def test_the_constants_share_is_averaged_over_the_models_and_tests_of_a_set(shar
     anatomy = shares_of(hypotheses.R0, shares)
     anatomy.append({**anatomy[0], "n": 8, "share": 9.0})
     anatomy.append({**anatomy[0], "model": "smollm2-135m", "share": 9.0})
+    anatomy.append({**anatomy[0], "seed": 1, "share": 9.0})
+    anatomy.append({**anatomy[0], "test": 100, "share": 9.0})
     line = verdicts([], anatomy)["H2"]
     assert line[-1] == word and line[3] == "20"
     assert line[2].startswith(f"{fmean(shares) - 0.5:+.3f}")
@@ -188,6 +204,8 @@ def test_a_run_that_is_not_whole_gets_no_verdict():
     base, other = around(0.8, 0.05, sets=19), around(0.5, 0.05, sets=19, seed=1)
     line = verdicts(rows_of(hypotheses.R1, sft=flat(other), ia2_sft=flat(base)))["H1"]
     assert line[3] == "19" and line[-1] == "none yet, 20 sets are planned"
+    line = verdicts(rows_of(hypotheses.R1, sft=flat(other[:1]), ia2_sft=flat(base[:1])))["H1"]
+    assert line[3] == "1" and line[-1] == "none yet, 20 sets are planned"
 
 
 def test_secondary_p_values_are_adjusted_together():

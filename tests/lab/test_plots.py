@@ -271,6 +271,19 @@ def test_primers_are_drawn_against_ia2_then_sft():
     assert plots.against_priming(set_rows()) == {}, "no primer but IA2"
 
 
+def test_settings_of_one_name_have_a_line_each_in_the_forest():
+    rows = [row(method=method, lr=3e-4, accuracy=0.5) for method in ("sft", "ia2-sft")]
+    other = [{**each, "dtype": "float32", "accuracy": 0.1 * i} for i, each in enumerate(rows)]
+    former = [{**each, "procedure": "1"} for each in rows]
+    lines = plots.forest_lines(former + rows + other)
+    assert list(lines) == [
+        "m, d, words, n = 4, procedure 1, 3e-4",
+        "m, d, words, n = 4, 3e-4",
+        "m, d, words, n = 4, dtype float32, 3e-4",
+    ]
+    assert list(lines.values())[-1] == pytest.approx([10])
+
+
 def test_methods_are_drawn_beside_base_by_three_measures():
     rows = []
     for method, shift in (("base", 0.0), ("icl", 0.1), ("sft", -0.2)):

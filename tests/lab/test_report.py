@@ -210,6 +210,23 @@ def test_a_rate_without_a_dev_figure_is_not_picked():
     assert result_rows.pick_by_dev(without) == []
 
 
+def test_rates_with_other_few_shot_sets_are_not_compared():
+    rows = [row("ia2", 0, 0.9, 1e-3, dev_gold_loss=0.1), row("ia2", 1, 0.1, 1e-4, dev_gold_loss=1)]
+    assert result_rows.pick_by_dev(rows) == []
+    assert "lowest cross-entropy" in report.tables(rows)
+
+
+def test_free_text_is_in_no_part_that_is_about_labels():
+    rows = [row("sft", labels=None), row("sft", 1, train_labels=["yes"])]
+    rows += [row("sft", 2, train_labels=["yes", "no"])]
+    parts = {
+        part.name: [bool(part.holds(each)) for each in rows] for part in differences.parts_of(rows)
+    }
+    assert parts["words as labels"] == [False, True, True]
+    assert parts[differences.TWO_LABELS] == [False, False, True]
+    assert not [name for name in parts if "None" in name]
+
+
 def test_the_authors_rule_takes_the_best_mean_test_accuracy_of_each_test():
     rows = []
     for test, best in (("d", 1e-4), ("e", 1e-3)):
