@@ -42,14 +42,21 @@ def paired(rows: list[dict], field: str, first: str, second: str) -> dict[tuple,
             test = (row["eval_dataset"], row.get("test_data"))
             cell = (result_rows.independent_set(row), model, row["n"], test)
             cells.setdefault(cell, {})[row["method"]] = row[field]
-    by_model = {}
-    for (few_shot, model, _, _), values in cells.items():
+    differences = {}
+    for cell, values in cells.items():
         if len(values) == 2:
-            by_model.setdefault((few_shot, model), []).append(values[first] - values[second])
-    by_set = {}
-    for (few_shot, _), differences in by_model.items():
-        by_set.setdefault(few_shot, []).append(fmean(differences))
-    return {few_shot: fmean(differences) for few_shot, differences in by_set.items()}
+            differences[cell] = values[first] - values[second]
+    by_model = means(differences, 2)  # over n and tests
+    by_set = means(by_model, 1)
+    return {few_shot: value for (few_shot,), value in by_set.items()}
+
+
+def means(values: dict[tuple, float], length: int) -> dict[tuple, float]:
+    """The mean of the values whose keys are alike in their first `length` parts, by these."""
+    alike = {}
+    for key, value in values.items():
+        alike.setdefault(key[:length], []).append(value)
+    return {key: fmean(found) for key, found in alike.items()}
 
 
 def in_two_dtypes(rows: list[dict]) -> dict[str, list[str]]:

@@ -126,12 +126,11 @@ def missing_plans(
 
 
 def run_sets(sweep: Sweep, sizes: list[int], numbers: list[int]) -> None:
-    """Run what is missing of every few-shot set. All sets of a size are drawn first."""
+    """Run what is missing of every few-shot set."""
     for n in sizes:
-        few_shots = [sweep.draw(n, number) for number in numbers]
-        for few_shot in few_shots:
-            other = sweep.draw(n, few_shot.number - 1) if few_shot.number else None
-            run_set(sweep, few_shot, other)
+        for number in numbers:
+            other = sweep.draw(n, number - 1) if number else None
+            run_set(sweep, sweep.draw(n, number), other)
 
 
 @dataclass
@@ -232,10 +231,9 @@ def make_method(sweep: Sweep, workshop: Workshop, plan: Plan, results: ia2.Resul
 
 
 def train_path(sweep: Sweep, workshop: Workshop, plan: Plan) -> list[ia2.Stage]:
-    """Train a method's stages, each on its own examples; what is trained already is not again."""
+    """Train a method's stages one after the other and leave its adapter on the model."""
     model = sweep.setup.model
     method = METHODS[plan.method]
-    examples = workshop.examples
     number = workshop.few_shot.number
     recipe = replace(
         sweep.recipe,
@@ -244,32 +242,36 @@ def train_path(sweep: Sweep, workshop: Workshop, plan: Plan) -> list[ia2.Stage]:
         patience=sweep.recipe.patience if method.stops_early else NEVER,
         seed=f"{sweep.seed}-{number}",
     )
-    start_seed = 1000 * sweep.seed + number
     primer_epochs = sweep.primer_epochs if len(method.path) > 1 else None
+    primer_recipe = replace(recipe, epochs=primer_epochs or recipe.epochs)
+    start_seed = 1000 * sweep.seed + number
     trained = workshop.trained_by(recipe, primer_epochs)
     if not trained:
         lora.reset(model, seed=start_seed)
         trained[()] = ia2.Trained(lora.state(model), [])
     lora.load_state(model, trained[()].adapter)
-
-    def follow(stages: tuple[str, ...]) -> list[ia2.Stage]:
-        is_last = stages == method.path
-        epochs = recipe.epochs if is_last else primer_epochs or recipe.epochs
-        path = tuple(workshop.losses[stage] for stage in stages)
-        uses_gold = sweep.choices.uses_gold(stages[-1])
-        targets = examples.labelled if uses_gold else examples.queries
-        own = replace(recipe, epochs=epochs)
-        return ia2.follow(model, path, targets, examples.dev, own, trained)
-
     if "random" in method.path:
-        follow(("ia2",))
+        train_stage(sweep, workshop, ("ia2",), primer_recipe, trained)
         norms = trained[(workshop.losses["ia2"],)].adapter
         drawn = variants.random_adapter(norms, start_seed)
         trained[(workshop.losses["random"],)] = ia2.Trained(drawn, [])
     stages = []
     for length in range(1, len(method.path) + 1):
-        stages = follow(method.path[:length])
+        is_last = length == len(method.path)
+        own = recipe if is_last else primer_recipe
+        stages = train_stage(sweep, workshop, method.path[:length], own, trained)
     return stages
+
+
+def train_stage(
+    sweep: Sweep, workshop: Workshop, stages: tuple, recipe: ia2.Recipe, trained: dict
+) -> list[ia2.Stage]:
+    """Train the last of some stages on its own examples, unless it is in `trained` already."""
+    path = tuple(workshop.losses[stage] for stage in stages)
+    examples = workshop.examples
+    uses_gold = sweep.choices.uses_gold(stages[-1])
+    targets = examples.labelled if uses_gold else examples.queries
+    return ia2.follow(sweep.setup.model, path, targets, examples.dev, recipe, trained)
 
 
 def describe(sweep: Sweep, workshop: Workshop, plan: Plan, stages, edit) -> ia2.Training:

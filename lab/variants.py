@@ -623,7 +623,7 @@ def make_steering(model, targets: list[ia2.Target], at: str = "output") -> Steer
 def make_losses(
     model, examples: Examples, choices: Choices, stages: set[str], steering: Steering | None
 ) -> dict[str, Callable]:
-    """{stage: its loss} for a few-shot set."""
+    """{stage: its loss} for a few-shot set; of `random`, which is not trained, what draws it."""
     losses = {
         "sft": sft_icl_loss if choices.sft_on == "icl" else ia2.sft_loss,
         "ia2": ia2.ia2_loss,
