@@ -454,7 +454,7 @@ def main(argv: list[str] | None = None) -> None:
         seed=args.seed,
     )
     run_sets(sweep, sizes, numbers)
-    print(report.tables(records.read_rows(sweep.results_file)))
+    print(report.tables(report.read_all([str(sweep.results_file)])))
 
 
 if __name__ == "__main__":
