@@ -196,8 +196,16 @@ def test_the_anatomy_beside_its_records_is_what_the_command_prints(capsys, tmp_p
     assert json.loads(summary.read_text(encoding="utf-8")) == committed
 
 
+def test_the_verdicts_beside_the_rows_are_what_the_command_prints(capsys):
+    anatomy_file = ROOT / "results" / "anatomy" / "anatomy.jsonl"
+    hypotheses.main([*map(str, PLAN_FILES), "--anatomy", str(anatomy_file)])
+    assert VERDICTS.read_text(encoding="utf-8") == capsys.readouterr().out
+
+
 INTERVAL = re.compile(r"[+-]?[\d.]+ \[[+-]?[\d.]+, [+-]?[\d.]+\]")
-REPORTS = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("results/**/report.md"))
+VERDICTS = ROOT / "results" / "hypotheses.md"
+PRINTED = [*ROOT.glob("results/**/report.md"), VERDICTS]
+REPORTS = "\n".join(path.read_text(encoding="utf-8") for path in PRINTED)
 
 
 def unprinted(text, reports):
