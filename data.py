@@ -153,27 +153,31 @@ def load_with_tests(
 
     Raises UserError where a model that is trained on the one cannot be tested on the other.
     """
-    name = tasks.find_task(name).name  # as a folder's name is shown: `my_task/`
-    wanted = [tasks.find_task(test_name).name for test_name in test_names]
-    test_names = list(dict.fromkeys(wanted or [name]))
+    [name] = task_names([name])
+    test_names = task_names(test_names) or [name]
     found = load_alike([name, *test_names], tokenizer, options)
     others = [test for other, test in found.items() if other != name]
     found[name] = without_tested(found[name], others)
     return found[name], [found[test_name] for test_name in test_names]
 
 
+def task_names(names: list[str]) -> list[str]:
+    """The names of tasks, each once and as it is shown: `my_task/` for the folder `./my_task`."""
+    return list(dict.fromkeys(tasks.find_task(name).name for name in names))
+
+
 def load_alike(names: list[str], tokenizer, options: Options) -> dict[str, Data]:
     """Tasks by name, all worded like the first one. Raises UserError if they do not go together."""
-    for name in dict.fromkeys(names):
-        task = tasks.find_task(name)  # an unknown name fails before anything is read
+    names = task_names(names)  # an unknown name fails before anything is read
+    for name in names:
+        task = tasks.find_task(name)
         if task.family != "own" and Path(name, "train.jsonl").exists():
             log(f"{name} is the benchmark; write ./{name} for your folder of that name")
     first = load(names[0], tokenizer, options)
     found = {names[0]: first}
     for name in names[1:]:
-        if name not in found:
-            found[name] = load(name, tokenizer, replace(options, labels=first.label_style))
-            tasks.check_pair(first.spec, found[name].spec)
+        found[name] = load(name, tokenizer, replace(options, labels=first.label_style))
+        tasks.check_pair(first.spec, found[name].spec)
     check_distinct(list(found.values()))
     return found
 

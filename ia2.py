@@ -300,8 +300,8 @@ def follow(model, path: tuple, targets, dev, recipe: Recipe, trained: dict) -> l
     """Train a path's stages one after the other and leave the last adapter on the model.
 
     `trained` maps paths to where they ended, () to the start. What is in it is not trained again:
-    `ia2-sft` begins with the adapter that `ia2` left. Examples and recipe
-    are those of every stage that is still to be trained.
+    `ia2-sft` begins with the adapter that `ia2` left. Examples and recipe are those of every stage
+    that is still to be trained.
     """
     if path not in trained:
         stages = follow(model, path[:-1], targets, dev, recipe, trained)

@@ -86,8 +86,8 @@ def batch_calibrated_accuracy(probabilities, labels) -> float:
     """Accuracy where each label's probabilities (N, C) are divided by their mean over the queries
     before the likeliest one is taken (batch calibration, Zhou et al., ICLR 2024).
 
-    This takes off most of a preference for some labels. It needs many queries, but not their labels
-    (N), and expects that all labels are about as frequent.
+    This takes off a part of a preference for some labels. It needs many queries, but not their
+    labels (N), and expects that all labels are about as frequent.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     mean = probabilities.mean(axis=0)  # (C)

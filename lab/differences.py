@@ -27,9 +27,6 @@ from lab.rows import (
 )
 from support.records import grid
 
-# Differences that are shown, first minus second, and in which fields. A method that is in none of
-# them is compared with SFT and with IA2 then SFT.
-ACCURACY = ("accuracy",)
 # Scores that a preference for some labels costs nothing, or little, and their tables' words.
 SEPARATION = {
     "label_auroc": (
@@ -41,10 +38,13 @@ SEPARATION = {
     "accuracy_batch_calibrated": (
         "## Accuracy after batch calibration",
         "Each label's probabilities are divided by their mean over the test queries before the "
-        "likeliest label is taken (Zhou et al., ICLR 2024). This takes off most of a preference "
+        "likeliest label is taken (Zhou et al., ICLR 2024). This takes off a part of a preference "
         "for one label. It needs queries, but not their labels.",
     ),
 }
+# Differences that are shown, first minus second, and in which fields. A method that is in none of
+# them is compared with SFT and with IA2 then SFT.
+ACCURACY = ("accuracy",)
 ANSWERS = ("accuracy", *SEPARATION)
 # Beside base, which seldom answers with a label of its own accord.
 AMONG_LABELS = ("accuracy_among_labels", *SEPARATION)

@@ -322,6 +322,7 @@ def test_one_folder_may_be_named_in_two_ways(tokenizer, tmp_path, monkeypatch):
     for names in (["mine/"], ["./mine", "mine/"], [str(tmp_path / "mine")]):
         task, tests = data.load_with_tests("mine", names, tokenizer)
         assert [test.spec.name for test in tests] == ["mine/"] == [task.spec.name]
+        assert list(data.load_alike(["mine", *names], tokenizer, data.Options())) == ["mine/"]
 
 
 @pytest.mark.parametrize("main", [ia2.main, sweep.main, adapters.main])

@@ -301,7 +301,7 @@ def test_methods_are_drawn_beside_base_by_three_measures():
         {"icl (3)": [5, 5, 5], "sft (3)": [-10, -10, -10]},
         {"icl (3)": [0, 10, 20], "sft (3)": [0, -20, -40]},
     ]
-    for axis, ticks in zip(figure.axes, expected):
+    for axis, ticks in zip(figure.axes, expected, strict=True):
         shown = ticks_of(axis)
         assert list(shown) == list(ticks)
         for method, values in ticks.items():
